@@ -1,0 +1,1 @@
+"""Everything that becomes resources: settings, contracts, and one folder for each mode."""

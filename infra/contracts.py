@@ -1,0 +1,176 @@
+"""What each mode must provide, and what its stacks export.
+
+A mode is a package `infra.<mode>` (hyphens become underscores) with four modules:
+
+| module     | holds                                                         |
+| ---------- | ------------------------------------------------------------- |
+| `platform` | `Platform`: a component made from `PlatformSettings`          |
+| `version`  | `ServedVersion`: a component made from `VersionSettings`      |
+| `endpoint` | `Endpoint`: a component made from `EndpointSettings`          |
+| `observe`  | `Observer`: what is true on the data plane, never from state  |
+
+Adding a mode is adding a package: nothing here, and nothing in another mode, changes.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, cast
+
+from infra.errors import UserError
+
+if TYPE_CHECKING:
+    import pulumi
+
+    from infra.settings import EndpointSettings, PlatformSettings, VersionSettings
+    from infra.settings.platform import Mode
+
+
+class PlatformExports(TypedDict):
+    """Outputs of a platform stack."""
+
+    mode: Mode
+    environment: str
+    endpoint_base_url: str
+    """`<endpoint_base_url>/TEAM/MODEL` is an endpoint's URL, where the mode gives endpoints a path."""
+    metrics_url: str
+    """Base URL of an API that answers PromQL."""
+    registry: str | None
+    """Where container images are kept, if the environment has such a place."""
+    artifact_store: str
+    gpu_inventory: dict[str, int]
+    """GPUs by product name."""
+    internals: dict[str, Any]
+    """What the mode's own version and endpoint stacks need; private to the mode."""
+
+
+class VersionExports(TypedDict):
+    """Outputs of a version stack."""
+
+    model: str
+    version: str
+    artifact_digest: str
+    git_commit: str | None
+    backend: dict[str, Any]
+    """Where the router finds the version; private to the mode."""
+    desired_replicas: int
+    ready_replicas: int
+
+
+class EndpointExports(TypedDict):
+    """Outputs of an endpoint stack."""
+
+    url: str
+    weights: dict[str, int]
+    baseline: str
+    shadow: dict[str, Any] | None
+    dashboard_url: str | None
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The stack that a component is made in."""
+
+    team: str
+    """The Pulumi project; for a platform stack, the platform's."""
+    name: str
+    folder: str
+    """Absolute path of the project's root folder, which holds `stacks/`."""
+
+
+class Component(Protocol):
+    exports: Mapping[str, pulumi.Input[Any]]
+    """The stack's outputs, as the TypedDict of its kind says."""
+
+
+class PlatformFactory(Protocol):
+    def __call__(self, stack: Stack, settings: PlatformSettings) -> Component: ...
+
+
+class VersionFactory(Protocol):
+    def __call__(
+        self, stack: Stack, settings: VersionSettings, platform: PlatformExports, *, secret: bool
+    ) -> Component:
+        """`secret`: some of the settings are secrets, so that none may be in the state as it is."""
+        ...
+
+
+class EndpointFactory(Protocol):
+    def __call__(
+        self,
+        stack: Stack,
+        settings: EndpointSettings,
+        platform: PlatformExports,
+        versions: Mapping[str, VersionExports],
+    ) -> Component: ...
+
+
+class Traffic(TypedDict):
+    """An endpoint's traffic as the data plane has it."""
+
+    weights: dict[str, int]
+    """Relative weight by version; empty where the data plane has no such endpoint."""
+    shadow: dict[str, float]
+    """Percentage of copied requests by version."""
+
+
+class Observer(Protocol):
+    """Reads the data plane of one environment. Every method raises ObservationError when it can't be read."""
+
+    def traffic(self, team: str, model: str) -> Traffic: ...
+
+    def ready(self, team: str, model: str, versions: list[str]) -> dict[str, int]:
+        """Replicas that the data plane would send a request to, by version."""
+        ...
+
+    def query(self, promql: str) -> list[tuple[dict[str, str], float]]:
+        """Instant vector of a PromQL expression: each sample's labels and value."""
+        ...
+
+
+class ObserverFactory(Protocol):
+    def __call__(self, platform: PlatformExports) -> Observer: ...
+
+
+class ObservationError(UserError):
+    """The data plane or the metrics can't be read."""
+
+
+class UnknownModeError(UserError):
+    """No package provides this mode."""
+
+
+def platform_of(mode: Mode) -> PlatformFactory:
+    """The mode's platform. Raises UnknownModeError, as the others, when this installation doesn't have the mode."""
+    return cast("PlatformFactory", _member(mode, "platform", "Platform"))
+
+
+def version_of(mode: Mode) -> VersionFactory:
+    return cast("VersionFactory", _member(mode, "version", "ServedVersion"))
+
+
+def endpoint_of(mode: Mode) -> EndpointFactory:
+    return cast("EndpointFactory", _member(mode, "endpoint", "Endpoint"))
+
+
+def observer_of(platform: PlatformExports) -> Observer:
+    """Reads the data plane of the environment with these outputs.
+
+    Raises:
+        UnknownModeError: when this installation doesn't have the mode.
+    """
+    return cast("ObserverFactory", _member(platform["mode"], "observe", "Observer"))(platform)
+
+
+def _member(mode: Mode, module: str, name: str) -> object:
+    package = f"infra.{mode.replace('-', '_')}"
+    try:
+        return getattr(importlib.import_module(f"{package}.{module}"), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not error.name.startswith(package):
+            raise
+        raise UnknownModeError(
+            f"mode {mode!r} is not part of this installation: no module {package}.{module}"
+        ) from None

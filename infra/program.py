@@ -1,0 +1,147 @@
+"""The programs of the stacks: reads a stack's config and makes the one component that it asks for.
+
+A stack's kind is the config key that it has: `lepton:platform`, `lepton:version` or `lepton:endpoint`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import pulumi
+from pulumi.runtime.sync_await import _sync_await  # what pulumi's own synchronous calls wait with
+
+from infra import contracts
+from infra.contracts import Component, PlatformExports, Stack, UnknownModeError, VersionExports
+from infra.names import PLATFORM_PROJECT, config_file, platform_stack, version_stack
+from infra.project import find_root
+from infra.settings import (
+    EndpointSettings,
+    PlatformSettings,
+    SettingsError,
+    VersionSettings,
+    parse_settings,
+    parse_value,
+)
+from infra.settings.platform import Mode
+from infra.settings.values import TeamName
+
+S = TypeVar("S", PlatformSettings, VersionSettings, EndpointSettings)
+F = TypeVar("F")
+
+
+def platform() -> None:
+    """The program of the platform's stacks."""
+    settings = _settings("platform", PlatformSettings)
+    _export(_of_mode(contracts.platform_of, settings.mode)(_stack(), settings))
+
+
+def team() -> None:
+    """The program of a team's stacks: versions and endpoints."""
+    try:
+        parse_value(TeamName, pulumi.get_project(), "Pulumi.yaml: name")
+    except SettingsError as error:
+        raise pulumi.RunError(str(error)) from None
+    config = pulumi.Config("lepton")
+    kinds = [kind for kind in ("version", "endpoint") if config.get(kind) is not None]
+    if len(kinds) != 1:
+        raise pulumi.RunError(
+            f"{_file()}: a team's stack has either a lepton:version or a lepton:endpoint; "
+            f"this one has {' and '.join(kinds) or 'neither'}"
+        )
+    _export(_version(config) if kinds == ["version"] else _endpoint())
+
+
+def _version(config: pulumi.Config) -> Component:
+    settings = _settings("version", VersionSettings)
+    platform_outputs, _ = _read_stacks(settings.environment, {})
+    factory = _of_mode(contracts.version_of, platform_outputs["mode"])
+    return factory(_stack(), settings, platform_outputs, secret=_is_secret(config, "version"))
+
+
+def _endpoint() -> Component:
+    settings = _settings("endpoint", EndpointSettings)
+    stacks = {
+        version: f"{pulumi.get_project()}/{version_stack(settings.environment, settings.model, version)}"
+        for version in settings.versions
+    }
+    platform_outputs, versions = _read_stacks(settings.environment, stacks)
+    for version, outputs in versions.items():
+        if not outputs:
+            raise pulumi.RunError(
+                f"{_file()}: lepton:endpoint.variants: given {version}: that version of {settings.model} is not "
+                f"deployed in {settings.environment}; run `lepton deploy {stacks[version]}` first"
+            )
+    factory = _of_mode(contracts.endpoint_of, platform_outputs["mode"])
+    return factory(_stack(), settings, platform_outputs, cast("dict[str, VersionExports]", versions))
+
+
+def _read_stacks(environment: str, versions: dict[str, str]) -> tuple[PlatformExports, dict[str, dict[str, Any]]]:
+    """Outputs of the environment's platform and of the named stacks; empty for a named one that isn't up.
+
+    Side by side: opening a stack's state takes a fifth of a second, as its passphrase is made slow to guess.
+    """
+
+    async def read() -> list[dict[str, Any]]:
+        names = [f"{PLATFORM_PROJECT}/{platform_stack(environment)}", *versions.values()]
+        return await asyncio.gather(*(_outputs(name) for name in names))
+
+    platform_outputs, *others = _sync_await(read())
+    if not platform_outputs:
+        raise pulumi.RunError(
+            f"{_file()}: environment: given {environment!r}: that environment's platform is not up; "
+            f"run `lepton up {environment}` first"
+        )
+    return cast("PlatformExports", platform_outputs), dict(zip(versions, others, strict=True))
+
+
+async def _outputs(name: str) -> dict[str, Any]:
+    """Another stack's outputs; empty where it isn't up. Why not StackReference: docs/decisions."""
+    try:
+        result = await pulumi.runtime.invoke_async(
+            "pulumi:pulumi:readStackOutputs", {"name": f"{pulumi.get_organization()}/{name}"}
+        )
+    except Exception as error:
+        if "unknown stack" not in str(error):
+            raise
+        return {}
+    return result["outputs"]
+
+
+def _settings(key: str, kind: type[S]) -> S:
+    document = pulumi.Config("lepton").get_object(key)
+    if document is None:
+        raise pulumi.RunError(f"{_file()}: lepton:{key} is required and not given")
+    try:
+        settings = parse_settings(kind, document, file=_file(), key=f"lepton:{key}")
+    except SettingsError as error:
+        raise pulumi.RunError(str(error)) from None
+    if settings.stack_name != pulumi.get_stack():
+        raise pulumi.RunError(f"{_file()}: these settings are of stack {settings.stack_name}, and of no other")
+    return settings
+
+
+def _of_mode(factory_of: Callable[[Mode], F], mode: Mode) -> F:
+    try:
+        return factory_of(mode)
+    except UnknownModeError as error:
+        raise pulumi.RunError(f"{_file()}: {error}") from None
+
+
+def _stack() -> Stack:
+    return Stack(team=pulumi.get_project(), name=pulumi.get_stack(), folder=str(find_root(Path.cwd())))
+
+
+def _file() -> str:
+    return config_file(pulumi.get_stack())
+
+
+def _is_secret(config: pulumi.Config, key: str) -> bool:
+    return pulumi.runtime.config.is_config_secret(config.full_key(key))
+
+
+def _export(component: Component) -> None:
+    for name, value in component.exports.items():
+        pulumi.export(name, value)

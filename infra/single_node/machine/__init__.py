@@ -1,0 +1,1 @@
+"""The machine itself: its folder, processes, containers, router and metrics. Knows no Pulumi."""

@@ -1,0 +1,127 @@
+"""Ports and GPUs of the node: who holds which, kept in one file under one lock."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Sequence
+from typing import TypedDict
+
+import psutil
+
+from infra.files import read_json, write_json
+from infra.single_node.machine.node import Node, NodeError
+
+
+class Claims(TypedDict):
+    ports: dict[str, dict[str, int]]
+    """Port by purpose, by owner."""
+    gpus: dict[str, list[str]]
+    """Device ids by owner."""
+
+
+def claim_ports(node: Node, owner: str, purposes: Sequence[str], within: tuple[int, int]) -> dict[str, int]:
+    """Gives `owner` a loopback port for each purpose, the ones it already has included.
+
+    Raises:
+        NodeError: when the range holds no more free ports.
+    """
+    with node.locked("claims"):
+        claims = _read(node)
+        own = claims["ports"].setdefault(owner, {})
+        taken = {port for ports in claims["ports"].values() for port in ports.values()}
+        for purpose in purposes:
+            if purpose not in own:
+                own[purpose] = _free_port(within, taken)
+                taken.add(own[purpose])
+        write_json(node.claims, claims)
+        return {purpose: own[purpose] for purpose in purposes}
+
+
+def claim_gpus(node: Node, owner: str, count: int, inventory: Sequence[str]) -> list[str]:
+    """Reserves `count` devices for `owner`, keeping those it already has.
+
+    Raises:
+        NodeError: when fewer are free; nothing is reserved then.
+    """
+    with node.locked("claims"):
+        claims = _read(node)
+        held = {device: holder for holder, devices in claims["gpus"].items() for device in devices if holder != owner}
+        own = [device for device in claims["gpus"].get(owner, []) if device in inventory][:count]
+        free = [device for device in inventory if device not in held and device not in own]
+        if len(own) + len(free) < count:
+            holders = ", ".join(f"GPU {device} by {holder}" for device, holder in sorted(held.items())) or "none"
+            raise NodeError(
+                f"{owner} asks for {count} GPU(s) and {len(own) + len(free)} of the node's {len(inventory)} can be had "
+                f"(held: {holders}); lower its resources.gpu or its replicas, or take down a version that holds one"
+            )
+        claims["gpus"][owner] = own + free[: count - len(own)]
+        if not claims["gpus"][owner]:
+            del claims["gpus"][owner]
+        write_json(node.claims, claims)
+        return claims["gpus"].get(owner, [])
+
+
+def release(node: Node, owner: str) -> None:
+    with node.locked("claims"):
+        claims = _read(node)
+        claims["ports"].pop(owner, None)
+        claims["gpus"].pop(owner, None)
+        write_json(node.claims, claims)
+
+
+def ports_of(node: Node, owner: str) -> dict[str, int]:
+    return _read(node)["ports"].get(owner, {})
+
+
+def gpus_of(node: Node, owner: str) -> list[str]:
+    return _read(node)["gpus"].get(owner, [])
+
+
+def is_port_free(port: int, address: str = "127.0.0.1") -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        # As servers do, so that connections of an earlier server in TIME_WAIT don't count as a taken port.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if probe.family == socket.AF_INET6:
+            # As Envoy does: `::` is every IPv6 address, and no IPv4 one.
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        try:
+            probe.bind((address, port))
+        except OSError:
+            return False
+        return True
+
+
+def listener(port: int) -> psutil.Process | None:
+    """The process that listens on a TCP port, where this user may know it."""
+    try:
+        connections = psutil.net_connections(kind="tcp")
+        pids = [
+            c.pid for c in connections if c.status == psutil.CONN_LISTEN and c.laddr and c.laddr[1] == port and c.pid
+        ]
+        return psutil.Process(pids[0]) if pids else None
+    except psutil.Error:
+        return None
+
+
+def detect_gpus() -> list[str]:
+    """Device ids as `nvidia-smi` lists them; none where it is missing or sees no device."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listing = subprocess.run(
+        ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=False
+    )
+    return listing.stdout.split() if listing.returncode == 0 else []
+
+
+def _read(node: Node) -> Claims:
+    return read_json(node.claims, {"ports": {}, "gpus": {}})
+
+
+def _free_port(within: tuple[int, int], taken: set[int]) -> int:
+    first, last = within
+    for port in range(first, last + 1):
+        if port not in taken and is_port_free(port):
+            return port
+    raise NodeError(f"every port of {first}-{last} is taken: widen lepton:platform.node.ports")

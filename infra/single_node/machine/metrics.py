@@ -1,0 +1,147 @@
+"""Prometheus on the node: its configuration, and the scrape targets that each stack owns a file of.
+
+Reference: https://prometheus.io/docs/prometheus/latest/configuration/configuration/
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import urllib.error
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from infra.files import salvage_json, write_json
+from infra.monitoring.rules import recording_rules
+from infra.single_node.machine.node import Node, NodeError
+from infra.single_node.machine.program import Program
+
+PROGRAM = "prometheus"
+
+
+def find_prometheus() -> str:
+    """Path of the Prometheus binary.
+
+    Raises:
+        NodeError: when it isn't on PATH.
+    """
+    found = shutil.which("prometheus")
+    if found is None:
+        raise NodeError("no Prometheus on PATH: install it, or run `make tools`, which builds it")
+    return found
+
+
+def program(node: Node, port: int, scrape_interval_seconds: float, retention_seconds: float) -> Program:
+    """The program that is the node's Prometheus."""
+    file, rules_file = node.metrics / "prometheus.yml", node.metrics / "rules.yml"
+    configuration = {
+        "global": {
+            "scrape_interval": _duration(scrape_interval_seconds),
+            "scrape_timeout": _duration(scrape_interval_seconds),
+            "evaluation_interval": _duration(scrape_interval_seconds),
+        },
+        "rule_files": [str(rules_file)],
+        "scrape_configs": [
+            {
+                "job_name": job,
+                "metrics_path": path,
+                "file_sd_configs": [{"files": [str(_targets(node, job) / "*.json")], "refresh_interval": "5s"}],
+            }
+            for job, path in (("router", "/stats/prometheus"), ("node", "/metrics"), ("server", "/metrics"))
+        ],
+    }
+    command = [
+        find_prometheus(),
+        f"--config.file={file}",
+        f"--storage.tsdb.path={node.metrics / 'data'}",
+        f"--storage.tsdb.retention.time={_duration(retention_seconds)}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--log.level=warn",
+    ]
+    return Program(
+        PROGRAM,
+        command,
+        files={
+            file: yaml.safe_dump(configuration, sort_keys=False),
+            rules_file: yaml.safe_dump(recording_rules(), sort_keys=False),
+        },
+    )
+
+
+def make_target_folders(node: Node) -> None:
+    """Prometheus watches folders that are there when it starts."""
+    for job in ("router", "node", "server"):
+        _targets(node, job).mkdir(parents=True, exist_ok=True)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What is scraped at these loopback ports: one of the node's own services, or the servers of a version."""
+
+    node: Node
+    job: Literal["router", "node", "server"]
+    owner: str
+    ports: list[int] = field(default_factory=list)
+    labels: dict[str, str] = field(default_factory=dict)
+    path: str | None = None
+    """Default: the job's."""
+
+    def write(self) -> None:
+        write_json(self._file, self._groups)
+
+    def remove(self) -> None:
+        self._file.unlink(missing_ok=True)
+
+    def drift(self) -> list[str]:
+        """The file, if it says anything else."""
+        if salvage_json(self._file) == self._groups:
+            return []
+        return [f"{self._file.relative_to(self.node.directory)} is not as configured"]
+
+    @property
+    def _file(self) -> Path:
+        return _targets(self.node, self.job) / f"{self.owner}.json"
+
+    @property
+    def _groups(self) -> list[dict[str, Any]]:
+        labels = self.labels | ({"__metrics_path__": self.path} if self.path else {})
+        targets = [f"127.0.0.1:{port}" for port in self.ports]
+        return [{"targets": targets, "labels": labels}] if targets else []
+
+
+def query(base_url: str, promql: str, timeout_seconds: float = 10) -> list[tuple[dict[str, str], float]]:
+    """Instant vector of a PromQL expression: labels and value of each sample.
+
+    Raises:
+        NodeError: when Prometheus doesn't answer, or answers with an error.
+    """
+    url = f"{base_url}/api/v1/query?{urllib.parse.urlencode({'query': promql})}"
+    try:
+        with urllib.request.urlopen(url, timeout=timeout_seconds) as response:  # noqa: S310 - our own http:// URL
+            answer: dict[str, Any] = json.load(response)
+    except urllib.error.HTTPError as error:
+        raise NodeError(f"Prometheus refused {promql!r}: {error.read().decode(errors='replace')}") from None
+    except OSError as error:
+        raise NodeError(f"Prometheus at {base_url} does not answer: {error}") from None
+    return [(sample["metric"], float(sample["value"][1])) for sample in answer["data"]["result"]]
+
+
+def is_ready(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/-/ready", timeout=2) as response:
+            return response.status == 200
+    except OSError:
+        return False
+
+
+def _targets(node: Node, job: str) -> Path:
+    return node.metrics / "targets" / job
+
+
+def _duration(seconds: float) -> str:
+    return f"{round(seconds * 1000)}ms"

@@ -1,0 +1,45 @@
+"""Reads a single node's data plane: Envoy for weights and readiness, Prometheus for metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from infra.contracts import ObservationError, PlatformExports, Traffic
+from infra.names import endpoint_id
+from infra.single_node.machine import metrics
+from infra.single_node.machine.node import Node, NodeError
+from infra.single_node.machine.router import Router
+from infra.single_node.machine.stats import VARIANT, cluster_name
+
+
+class Observer:
+    """`infra.contracts.Observer` of a single node."""
+
+    def __init__(self, platform: PlatformExports) -> None:
+        self._router = Router(Node(Path(platform["internals"]["directory"])))
+        self._metrics_url = platform["metrics_url"]
+
+    def traffic(self, team: str, model: str) -> Traffic:
+        with _observing():
+            weights, shadow = self._router.traffic(endpoint_id(team, model))
+            return {"weights": weights, "shadow": shadow}
+
+    def ready(self, team: str, model: str, versions: list[str]) -> dict[str, int]:
+        with _observing():
+            clusters = {version: cluster_name(VARIANT, team, model, version) for version in versions}
+            healthy = self._router.healthy_replicas()
+            return {version: healthy.get(cluster, 0) for version, cluster in clusters.items()}
+
+    def query(self, promql: str) -> list[tuple[dict[str, str], float]]:
+        with _observing():
+            return metrics.query(self._metrics_url, promql)
+
+
+@contextmanager
+def _observing() -> Iterator[None]:
+    try:
+        yield
+    except NodeError as error:
+        raise ObservationError(str(error)) from None

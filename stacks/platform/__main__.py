@@ -1,0 +1,5 @@
+"""The platform of one environment."""
+
+from infra.program import platform
+
+platform()
