@@ -1,0 +1,1 @@
+"""Changes stacks in the right order and makes sure of what came of it. Knows no mode."""

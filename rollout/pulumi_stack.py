@@ -1,0 +1,284 @@
+"""One Pulumi stack, driven through the Automation API: updated, destroyed, read, and repaired after a killed update."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from infra.errors import UserError
+from rollout.project import Project, StackConfig
+
+if TYPE_CHECKING:
+    from pulumi.automation import Stack, UpdateSummary
+    from pulumi.automation.events import EngineEvent
+
+    from rollout.automation import QuickStack
+
+STACK_VARIABLE = "LEPTON_STACK"
+"""Environment variable that marks the processes of an update with the stack's file."""
+
+_WHOLE_HISTORY = 1_000_000
+"""Without a page size the CLI gives the last ten updates, and revisions would be numbered anew with each."""
+
+_LOCK = re.compile(r"created by (?P<user>\S+)@(?P<host>\S+) \(pid (?P<pid>\d+)\) at (?P<time>\S+)")
+_EMPTY = re.compile(r"program exited with non-zero exit code|^(update|preview|destroy) (failed|canceled)$")
+"""Messages that say no more than that something has failed."""
+_COLOUR = re.compile(r"<\{%[^%]*%\}>")
+
+
+class StackError(UserError):
+    """Pulumi could not do it. The text says why, without Pulumi's own decoration."""
+
+
+class StackLockedError(StackError):
+    """Another update of the stack is running."""
+
+
+_CLOCK_SECONDS = 2
+"""What a process's start may be told wrong by, and a lock's time is cut off by."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What an update came to."""
+
+    counts: dict[str, int]
+    """Resources by operation: `create`, `update`, `delete`, `replace`."""
+    seconds: float
+
+    @property
+    def any(self) -> bool:
+        return bool(self.counts)
+
+    def __str__(self) -> str:
+        done = {"create": "created", "update": "updated", "delete": "deleted", "replace": "replaced"}
+        said = [f"{count} {done.get(name, name)}" for name, count in sorted(self.counts.items())]
+        return ", ".join(said) or "nothing changed"
+
+
+class PulumiStack:
+    def __init__(self, project: Project, config: StackConfig) -> None:
+        self._project = project
+        self.config = config
+
+    def up(self, message: str, *, refresh: bool = False, notify: Callable[[str], None] = lambda _: None) -> Changes:
+        """Makes the stack as its config says.
+
+        `refresh` looks first at what is really there. A lock that a killed update left is cleared, and what that
+        update was in the middle of is taken up; `notify` is told.
+
+        Raises:
+            StackError: with the reasons that Pulumi gave.
+            StackLockedError: while another update is running.
+        """
+        return self._change(lambda stack, options: stack.up(message=message, **options), notify, refresh=refresh)
+
+    def destroy(self, notify: Callable[[str], None] = lambda _: None) -> Changes:
+        """Removes every resource of the stack; its history stays. Raises as `up`."""
+        return self._change(lambda stack, options: stack.destroy(**options), notify, refresh=False)
+
+    def outputs(self) -> dict[str, Any]:
+        """The stack's outputs, without secrets; empty where it isn't up."""
+        said = self._ask("output", "--json")
+        return json.loads(said) if said else {}
+
+    def history(self) -> list[UpdateSummary]:
+        """The stack's updates, in the backend's order."""
+        from pulumi.automation.errors import StackNotFoundError  # noqa: PLC0415 - slow to import
+
+        try:
+            return self._open().history(page_size=_WHOLE_HISTORY, page=1, show_secrets=False)
+        except StackNotFoundError:
+            return []
+
+    # -- inside
+
+    def _change(
+        self,
+        operation: Callable[[Stack, dict[str, Any]], object],
+        notify: Callable[[str], None],
+        *,
+        refresh: bool,
+    ) -> Changes:
+        from pulumi.automation import errors  # noqa: PLC0415 - slow to import
+
+        started = time.monotonic()
+        stack = self._open()
+        repaired = False
+        while True:
+            counts: dict[str, int] = {}
+            problems: list[str] = []
+
+            def on_event(event: EngineEvent, counts: dict[str, int] = counts, problems: list[str] = problems) -> None:
+                _collect(event, counts, problems)
+
+            options: dict[str, Any] = {
+                # After a repair, only a look at what is there tells how far the killed update came.
+                "refresh": (refresh or repaired) or None,
+                "on_event": on_event,
+                "suppress_outputs": True,
+                "suppress_progress": True,
+                "color": "never",
+                "config_file": str(self.config.file),
+            }
+            try:
+                operation(stack, options)
+            except errors.StackNotFoundError:
+                stack.workspace.create_stack(self.config.name)
+            except errors.ConcurrentUpdateError as error:
+                if repaired:
+                    raise StackLockedError(f"{self.config.address}: {_lock_line(str(error))}") from None
+                self._repair(stack, str(error), notify)
+                repaired = True
+            except errors.CommandError as error:
+                raise StackError(_reasons(self.config.address, problems, str(error))) from None
+            else:
+                return Changes(counts, time.monotonic() - started)
+
+    def _repair(self, stack: Stack, lock: str, notify: Callable[[str], None]) -> None:
+        """Clears the lock of a dead update, and has the state know what that update was making.
+
+        Raises:
+            StackLockedError: when the update that holds the lock may still be running.
+        """
+        found = _LOCK.search(lock)
+        if found is None or found["host"] != socket.gethostname() or _is_running(int(found["pid"]), found["time"]):
+            raise StackLockedError(
+                f"{self.config.address}: {_lock_line(lock)}. If that update is dead, run `pulumi cancel` in its folder"
+            )
+        notify(f"{self.config.address}: an update by process {found['pid']} was killed; clearing its lock")
+        self._end_strays()
+        stack.cancel()
+        deployment = stack.export_stack()
+        if deployment.deployment and deployment.deployment.get("pending_operations"):
+            deployment.deployment = adopt_pending(dict(deployment.deployment))
+            stack.import_stack(deployment)
+
+    def _end_strays(self) -> None:
+        """Ends what is left of a killed update's processes, which would act beside the next one."""
+        mark = str(self.config.file)
+        strays = [process for process in psutil.process_iter() if _environment_of(process).get(STACK_VARIABLE) == mark]
+        for process in strays:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+        psutil.wait_procs(strays, timeout=5)
+
+    def _environment(self) -> dict[str, str]:
+        return self._project.environment | {STACK_VARIABLE: str(self.config.file)}
+
+    def _open(self) -> QuickStack:
+        from rollout.automation import open_stack  # noqa: PLC0415 - slow to import
+
+        return open_stack(self.config.name, self._project.folder(self.config.team), self._environment())
+
+    def _ask(self, *question: str) -> str | None:
+        """What `pulumi stack QUESTION` says; None where there is no such stack."""
+        from pulumi.automation import errors  # noqa: PLC0415 - slow to import
+
+        workspace = self._open().workspace
+        arguments = ["stack", *question, "--stack", self.config.name]
+        try:
+            return workspace.pulumi_command.run(arguments, workspace.work_dir, self._environment()).stdout
+        except errors.StackNotFoundError:
+            return None
+        except errors.CommandError as error:
+            raise StackError(_reasons(self.config.address, [], str(error))) from None
+
+
+def stacks_of(project: Project, team: str) -> dict[str, int]:
+    """A team's stacks in the backend, each with how many resources it has."""
+    from rollout.automation import open_stack  # noqa: PLC0415 - slow to import
+
+    workspace = open_stack("", project.folder(team), project.environment).workspace
+    return {summary.name: summary.resource_count or 0 for summary in workspace.list_stacks()}
+
+
+def environment_of(project: Project, team: str, name: str) -> str | None:
+    """The environment that a stack's last update was for, also of one without a config file."""
+    from rollout.automation import open_stack  # noqa: PLC0415 - slow to import
+
+    for update in open_stack(name, project.folder(team), project.environment).history(1, 1, show_secrets=False):
+        for key, value in update.config.items():
+            if key.startswith("lepton:"):
+                return json.loads(value.value).get("environment")
+    return None
+
+
+def adopt_pending(deployment: dict[str, Any]) -> dict[str, Any]:
+    """A deployment in which resources that were just being made count as made, so that a refresh finds out.
+
+    Only those whose inputs hold their `identity`: of any other nobody knows the id, and Pulumi's own warning stands.
+    """
+    adopted = copy.deepcopy(deployment)
+    resources: list[dict[str, Any]] = adopted.setdefault("resources", [])
+    known = {resource["urn"] for resource in resources}
+    pending = []
+    for operation in adopted.get("pending_operations", []):
+        resource = operation["resource"]
+        identity = resource.get("inputs", {}).get("identity")
+        if operation["type"] == "creating" and identity is None:
+            pending.append(operation)
+        elif operation["type"] == "creating" and resource["urn"] not in known:
+            resources.append(resource | {"id": identity, "outputs": resource["inputs"]})
+    adopted["pending_operations"] = pending
+    return adopted
+
+
+def _collect(event: EngineEvent, counts: dict[str, int], problems: list[str]) -> None:
+    diagnostic = event.diagnostic_event
+    if diagnostic is not None and diagnostic.severity == "error":
+        text = _COLOUR.sub("", diagnostic.message).strip()
+        text = text.removeprefix("error: ").replace("Exception calling application: ", "")
+        if not _EMPTY.search(text) and text not in problems:
+            problems.append(text)
+    if event.summary_event is not None:
+        for operation, count in event.summary_event.resource_changes.items():
+            if str(operation) not in {"same", "read", "refresh"}:
+                counts[str(operation)] = count
+
+
+def _reasons(address: str, problems: list[str], output: str) -> str:
+    problems = problems or re.findall(r"\berror: (.+)", output) or [output.strip()]
+    if any("incorrect passphrase" in problem for problem in problems):
+        problems = [
+            "PULUMI_CONFIG_PASSPHRASE is not the one that the stack was made with; give that one, or, for a stack that "
+            "is new in this backend, delete the line `encryptionsalt` from its config file"
+        ]
+    return "\n".join(f"{address}: {problem}" for problem in problems)
+
+
+def _lock_line(text: str) -> str:
+    found = _LOCK.search(text)
+    if found is None:
+        return "another update of the stack is running"
+    return f"locked by an update of {found['user']}@{found['host']} (process {found['pid']}, since {found['time']})"
+
+
+def _environment_of(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}
+
+
+def _is_running(pid: int, since: str) -> bool:
+    """Whether the `pulumi` that took a lock still runs; another process may have its number by now."""
+    try:
+        process = psutil.Process(pid)
+        locked = datetime.fromisoformat(since.rstrip("."))
+        return process.name().startswith("pulumi") and process.create_time() <= locked.timestamp() + _CLOCK_SECONDS
+    except psutil.NoSuchProcess:
+        return False
+    except ValueError:
+        return True

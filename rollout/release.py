@@ -1,0 +1,189 @@
+"""Deploys versions and moves an endpoint's traffic, each change verified on the data plane."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, cast
+
+from infra.contracts import ObservationError, Observer, PlatformExports, Traffic, observer_of
+from infra.errors import UserError
+from infra.settings import SettingsError
+from rollout.project import Project, StackConfig, write_document
+from rollout.pulumi_stack import Changes, PulumiStack
+from rollout.revisions import Revision, revision_before, revision_numbered, revisions
+
+_VERIFY_SECONDS = 10
+_POLL_SECONDS = 0.05
+
+Notify = Callable[[str], None]
+
+
+class NotVerifiedError(UserError):
+    """Pulumi says that it is done, and the data plane says otherwise."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """An endpoint: what was asked for, and what is."""
+
+    address: str
+    url: str
+    weights: dict[str, int]
+    observed_weights: dict[str, int]
+    ready: dict[str, int]
+    revision: int | None
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "endpoint": self.address,
+            "url": self.url,
+            "weights": self.weights,
+            "observed_weights": self.observed_weights,
+            "ready": self.ready,
+            "revision": self.revision,
+        }
+
+
+class NotDeployedError(UserError):
+    """The stack isn't up."""
+
+
+class Releases:
+    """Operations on the stacks of one project."""
+
+    def __init__(self, project: Project, notify: Notify = lambda _: None) -> None:
+        self._project = project
+        self._notify = notify
+        self._platforms: dict[str, PlatformExports] = {}
+
+    def deploy(self, stack: StackConfig) -> Changes:
+        """Brings a version or an endpoint up as its config file says.
+
+        Raises:
+            StackError: when it can't be brought up; a version also when it doesn't become ready.
+            NotVerifiedError: when the data plane doesn't come to an endpoint's weights.
+        """
+        with self._project.holding(stack):
+            changes = self.pulumi(stack).up(f"deploy {stack.address}", refresh=True, notify=self._notify)
+            if stack.kind == "endpoint":
+                self.verify(stack)
+            return changes
+
+    def set_weights(self, endpoint: StackConfig, weights: Mapping[str, int], drop: Iterable[str] = ()) -> Changes:
+        """Gives these versions these weights; variants that aren't named keep theirs, dropped ones go.
+
+        Raises:
+            SettingsError: when the result can't be a config; nothing is touched then.
+            BusyError, StackError, NotVerifiedError: see `_apply`.
+        """
+        with self._project.holding(endpoint):
+            document = endpoint.document()
+            current = {variant["version"]: variant["weight"] for variant in document["variants"]}
+            dropped = set(drop)
+            for version in dropped - current.keys():
+                raise SettingsError(f"{endpoint.address} has no variant {version} to drop; it has {', '.join(current)}")
+            kept = {version: weight for version, weight in {**current, **weights}.items() if version not in dropped}
+            variants = [{"version": version, "weight": weight} for version, weight in kept.items()]
+            said = " ".join(f"{version}={weight}" for version, weight in kept.items())
+            return self._apply(endpoint, document | {"variants": variants}, f"traffic set {said}")
+
+    def rollback(self, endpoint: StackConfig, to_revision: int | None = None) -> tuple[Revision, Changes]:
+        """Restores the config of the previous revision, or of the one with that number. Raises as `set_weights`."""
+        with self._project.holding(endpoint):
+            found = self.revisions(endpoint)
+            if not found:
+                raise NotDeployedError(f"{endpoint.address} has never been up, so there is nothing to go back to")
+            target = revision_before(found) if to_revision is None else revision_numbered(found, to_revision)
+            return target, self._apply(endpoint, target.document, f"rollback to revision {target.number}")
+
+    def _apply(self, endpoint: StackConfig, document: dict[str, Any], message: str) -> Changes:
+        """Writes an endpoint's config, brings its stack up, and reads the weights back from the data plane.
+
+        Raises:
+            SettingsError: when the config can't be used; nothing is touched then.
+            StackError: when the update fails; the config file is as it was before then.
+            NotVerifiedError: when the data plane doesn't come to the new weights.
+        """
+        changed = endpoint.with_document(document)
+        self._project.require_versions(changed)
+        before = endpoint.document()
+        write_document(endpoint, document)
+        try:
+            changes = self.pulumi(changed).up(message, notify=self._notify)
+        except BaseException:
+            write_document(endpoint, before)
+            self._notify_of_half_done(endpoint.with_document(before))
+            raise
+        self.verify(changed)
+        return changes
+
+    def _notify_of_half_done(self, endpoint: StackConfig) -> None:
+        """An update that was stopped may have come as far as the data plane."""
+        with suppress(UserError):
+            weights = self.observer(endpoint).traffic(endpoint.team, endpoint.endpoint.model)["weights"]
+            if weights and weights != endpoint.endpoint.weights:
+                self._notify(
+                    f"{endpoint.address}: the data plane has {weights}, and {endpoint.shown} again says "
+                    f"{endpoint.endpoint.weights}; `lepton deploy {endpoint.address}` makes them agree"
+                )
+
+    def verify(self, endpoint: StackConfig) -> Traffic:
+        """Waits until the data plane has the weights of the endpoint's config.
+
+        Raises:
+            NotVerifiedError: when it hasn't within 10 s.
+        """
+        observer = self.observer(endpoint)
+        wanted = endpoint.endpoint.weights
+        deadline = time.monotonic() + _VERIFY_SECONDS
+        while True:
+            try:
+                traffic = observer.traffic(endpoint.team, endpoint.endpoint.model)
+                said = f"the data plane has {traffic['weights']}"
+                if traffic["weights"] == wanted:
+                    return traffic
+            except ObservationError as error:
+                said = str(error)
+            if time.monotonic() > deadline:
+                raise NotVerifiedError(f"{endpoint.address}: asked for {wanted}, and {said}")
+            time.sleep(_POLL_SECONDS)
+
+    def status(self, endpoint: StackConfig) -> Status:
+        """Raises NotDeployedError where the endpoint isn't up, ObservationError where the data plane can't be read."""
+        outputs = self.pulumi(endpoint).outputs()
+        if not outputs:
+            raise NotDeployedError(f"{endpoint.address} is not up; run `lepton up {endpoint.settings.environment}`")
+        observer, model = self.observer(endpoint), endpoint.endpoint.model
+        observed = observer.traffic(endpoint.team, model)
+        found = self.revisions(endpoint)
+        return Status(
+            address=endpoint.address,
+            url=outputs["url"],
+            weights=outputs["weights"],
+            observed_weights=observed["weights"],
+            ready=observer.ready(endpoint.team, model, endpoint.endpoint.versions),
+            revision=found[-1].number if found else None,
+        )
+
+    def revisions(self, endpoint: StackConfig) -> list[Revision]:
+        return revisions(self.pulumi(endpoint).history(), f"lepton:{endpoint.kind}")
+
+    def observer(self, stack: StackConfig) -> Observer:
+        """Reads the data plane of the stack's environment. Raises NotDeployedError."""
+        return observer_of(self.platform(stack.settings.environment))
+
+    def platform(self, environment: str) -> PlatformExports:
+        """The outputs of an environment's platform. Raises NotDeployedError."""
+        if environment not in self._platforms:
+            stack = self._project.platform(environment)
+            outputs = self.pulumi(stack).outputs()
+            if not outputs:
+                raise NotDeployedError(f"{stack.address} is not up; run `lepton up {environment}`")
+            self._platforms[environment] = cast("PlatformExports", outputs)
+        return self._platforms[environment]
+
+    def pulumi(self, stack: StackConfig) -> PulumiStack:
+        return PulumiStack(self._project, stack)

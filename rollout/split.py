@@ -1,0 +1,79 @@
+"""Measures how an endpoint's requests are really split, by sending it some."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from infra.names import VERSION_HEADER
+from infra.settings.version import Protocol
+
+_TIMEOUT_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Split:
+    """Answers by the version that gave them, and what went wrong."""
+
+    versions: dict[str, int]
+    failures: dict[str, int]
+    """Requests without a good answer, by status or error."""
+    seconds: float
+
+    @property
+    def requests(self) -> int:
+        return sum(self.versions.values()) + sum(self.failures.values())
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "requests": self.requests,
+            "versions": self.versions,
+            "failures": self.failures,
+            "seconds": self.seconds,
+        }
+
+
+def request_path(protocol: Protocol, model: str) -> str:
+    """Where a sample request goes, below the endpoint's URL."""
+    return f"/v2/models/{model}/infer" if protocol == "oip-v2" else "/v1/chat/completions"
+
+
+def measure_split(url: str, sample: dict[str, Any], requests: int = 500, connections: int = 8) -> Split:
+    """Posts `sample` to `url` as often as asked for, over some connections at a time."""
+    target = urlsplit(url)
+    body = json.dumps(sample).encode()
+
+    def post(count: int) -> list[tuple[str | None, str | None]]:
+        with closing(http.client.HTTPConnection(target.netloc, timeout=_TIMEOUT_SECONDS)) as connection:
+            return [_post(connection, target.path, body) for _ in range(count)]
+
+    shares = [requests // connections + (number < requests % connections) for number in range(connections)]
+    started = time.monotonic()
+    with ThreadPoolExecutor(max_workers=connections) as pool:
+        answers = [answer for part in pool.map(post, shares) for answer in part]
+    return Split(
+        versions=dict(sorted(Counter(version for version, _ in answers if version).items())),
+        failures=dict(Counter(failure for _, failure in answers if failure)),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _post(connection: http.client.HTTPConnection, path: str, body: bytes) -> tuple[str | None, str | None]:
+    """The version that answered, or else what went wrong."""
+    try:
+        connection.request("POST", path, body, {"content-type": "application/json"})
+        response = connection.getresponse()
+        response.read()
+    except (OSError, http.client.HTTPException) as error:
+        connection.close()
+        return None, type(error).__name__
+    if response.status != http.HTTPStatus.OK:
+        return None, str(response.status)
+    return response.getheader(VERSION_HEADER, "unknown"), None
