@@ -1,0 +1,1 @@
+"""The command `lepton`: a thin layer over the packages beside it."""

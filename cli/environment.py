@@ -1,0 +1,117 @@
+"""`lepton up` and `lepton down`: whole environments, and what `up` says at its end."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cli import output
+from infra.errors import UserError
+from model_packaging.store import Store
+from rollout.fleet import Done
+from rollout.fleet import bring_down as destroy
+from rollout.fleet import bring_up as update
+from rollout.project import Project, StackConfig
+from rollout.release import Releases
+from rollout.split import measure_split, request_path
+
+
+class NotAnsweringError(UserError):
+    """Requests to an endpoint failed."""
+
+
+def bring_up(project: Project, environment: str, requests: int, *, as_json: bool) -> None:
+    started = time.monotonic()
+    with output.progress(f"bringing {environment} up", quiet=as_json) as notify:
+        done = _told(update(project, environment, notify), notify)
+    releases = Releases(project)
+    endpoints = [_check(releases, project, item.stack, requests) for item in done if item.stack.kind == "endpoint"]
+    seconds = time.monotonic() - started
+    changed = any(item.changes.any for item in done)
+    if as_json:
+        output.document(
+            {
+                "environment": environment,
+                "changed": changed,
+                "stacks": {item.stack.address: item.changes.counts for item in done},
+                "endpoints": endpoints,
+                "seconds": seconds,
+            }
+        )
+    else:
+        output.line(f"{environment} is up in {seconds:.1f} s" + ("" if changed else "; nothing changed"))
+        for endpoint in endpoints:
+            _print_endpoint(endpoint)
+    _refuse_failures(endpoints)
+
+
+def bring_down(project: Project, environment: str, *, as_json: bool) -> None:
+    with output.progress(f"taking {environment} down", quiet=as_json) as notify:
+        done = _told(destroy(project, environment, notify), notify)
+    stacks = {item.stack.address: item.changes.counts for item in done}
+    output.result({"environment": environment, "stacks": stacks}, f"{environment} is down", as_json=as_json)
+
+
+def _told(stacks: Iterator[Done], notify: output.Notify) -> list[Done]:
+    """Says of each stack what came of it as it is done."""
+    done: list[Done] = []
+    for item in stacks:
+        done.append(item)
+        notify(f"{item.stack.address}: {item.changes} ({item.changes.seconds:.1f} s)")
+    return done
+
+
+def _check(releases: Releases, project: Project, stack: StackConfig, requests: int) -> dict[str, Any]:
+    """Verifies an endpoint's weights on the data plane, and measures its split with real requests."""
+    releases.verify(stack)
+    settings = stack.endpoint
+    url = releases.pulumi(stack).outputs()["url"]
+    baseline = project.version_of(stack, settings.baseline_version).version
+    path = request_path(baseline.server.protocol, settings.model)
+    store = Store(Path(releases.platform(settings.environment)["artifact_store"]))
+    digest = store.resolve(settings.model, settings.baseline_version)
+    sample = dict(store.description(digest).package.samples[0])
+    split = measure_split(url + path, sample, requests) if requests else None
+    return {
+        "endpoint": stack.address,
+        "url": url,
+        "request": {"path": path, "body": sample},
+        "weights": settings.weights,
+        "split": split.summary() if split else None,
+    }
+
+
+def _print_endpoint(endpoint: dict[str, Any]) -> None:
+    output.line(f"\n{endpoint['endpoint']}  {endpoint['url']}\n")
+    body = shlex.quote(json.dumps(endpoint["request"]["body"], separators=(",", ":")))
+    output.line(
+        f"curl -i {endpoint['url']}{endpoint['request']['path']} -H 'content-type: application/json' -d {body}\n"
+    )
+    split = endpoint["split"]
+    if split is None:
+        return
+    total = sum(endpoint["weights"].values())
+    output.line(f"split of {split['requests']} requests, {split['requests'] / split['seconds']:.0f} a second:")
+    output.table(
+        ["version", "weight", "expected", "answered"],
+        [
+            [version, weight, f"{weight / total:.1%}", f"{split['versions'].get(version, 0) / split['requests']:.1%}"]
+            for version, weight in endpoint["weights"].items()
+        ],
+    )
+
+
+def _refuse_failures(endpoints: list[dict[str, Any]]) -> None:
+    """An environment whose endpoints don't answer is not up."""
+    problems = [
+        f"{endpoint['endpoint']}: of {split['requests']} requests failed {sum(split['failures'].values())}: "
+        + ", ".join(f"{count} with {failure}" for failure, count in split["failures"].items())
+        for endpoint in endpoints
+        if (split := endpoint["split"]) and split["failures"]
+    ]
+    if problems:
+        raise NotAnsweringError("\n".join(problems))

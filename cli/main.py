@@ -1,0 +1,135 @@
+"""The command `lepton`: its sub-commands.
+
+Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted twice. What a command needs is imported when it runs: most
+of a short command's time would else go into imports.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cli import context, output, package, team, traffic
+from cli.context import EndpointArgument, EnvironmentArgument, JsonOption
+from cli.errors import ErrorsAsText
+
+app = typer.Typer(
+    cls=ErrorsAsText, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+app.add_typer(traffic.app, name="traffic")
+app.add_typer(package.app, name="package")
+app.add_typer(team.app, name="team")
+
+
+@app.command()
+def up(
+    environment: EnvironmentArgument = "dev",
+    requests: Annotated[
+        int, typer.Option(min=0, help="How many requests to measure each endpoint's split with.")
+    ] = 500,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring an environment up: its platform, its versions, its endpoints."""
+    from cli.environment import bring_up  # noqa: PLC0415
+
+    bring_up(context.project(), environment, requests, as_json=as_json)
+
+
+@app.command()
+def down(environment: EnvironmentArgument = "dev", as_json: JsonOption = False) -> None:
+    """Destroy an environment's stacks; their history stays."""
+    from cli.environment import bring_down  # noqa: PLC0415
+
+    bring_down(context.project(), environment, as_json=as_json)
+
+
+@app.command()
+def deploy(
+    address: Annotated[str, typer.Argument(metavar="STACK", help="TEAM/ENV.MODEL-VERSION or TEAM/ENV.MODEL")],
+    as_json: JsonOption = False,
+) -> None:
+    """Make one version or endpoint as its config says, and wait until it is so.
+
+    A version is ready then, and gets no traffic by it; an endpoint's weights are what the data plane has.
+    """
+    stack = context.stack(address, "version", "endpoint")
+    with output.progress(f"deploying {address}", quiet=as_json) as notify:
+        changes = context.releases(notify).deploy(stack)
+    output.result(
+        {"stack": address, "changes": changes.counts, "seconds": changes.seconds},
+        f"{address}: {changes} ({changes.seconds:.1f} s)",
+        as_json=as_json,
+    )
+
+
+@app.command()
+def status(endpoint: EndpointArgument, as_json: JsonOption = False) -> None:
+    """Show an endpoint's weights as configured and as the data plane has them."""
+    found = context.releases().status(context.stack(endpoint, "endpoint"))
+    if as_json:
+        output.document(found.summary())
+        return
+    output.line(f"{found.address}  {found.url}  revision {found.revision}")
+    output.table(
+        ["version", "weight", "observed", "ready replicas"],
+        [
+            [version, weight, found.observed_weights.get(version, "-"), found.ready.get(version, 0)]
+            for version, weight in found.weights.items()
+        ],
+    )
+
+
+@app.command()
+def history(endpoint: EndpointArgument, as_json: JsonOption = False) -> None:
+    """List an endpoint's revisions."""
+    found = context.releases().revisions(context.stack(endpoint, "endpoint"))
+    if as_json:
+        output.document([revision.summary() for revision in found])
+        return
+    output.table(
+        ["revision", "when", "took", "weights", "why", "commit"],
+        [
+            [
+                revision.number,
+                revision.started.strftime("%Y-%m-%d %H:%M:%S"),
+                f"{revision.seconds:.0f} s",
+                output.weights(revision.weights),
+                revision.message,
+                (revision.git_commit or "-")[:10],
+            ]
+            for revision in found
+        ],
+    )
+
+
+@app.command()
+def rollback(
+    endpoint: EndpointArgument,
+    to_revision: Annotated[int | None, typer.Option(help="A revision's number. [default: the previous one]")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Restore the config of an endpoint's previous revision, and verify it on the data plane."""
+    stack = context.stack(endpoint, "endpoint")
+    with output.progress(f"rolling {endpoint} back", quiet=as_json) as notify:
+        revision, changes = context.releases(notify).rollback(stack, to_revision)
+    output.result(
+        {"endpoint": endpoint, "restored": revision.number, "weights": revision.weights, "seconds": changes.seconds},
+        f"{endpoint}: back to revision {revision.number}: {output.weights(revision.weights)}, "
+        f"as the data plane says ({changes.seconds:.1f} s)",
+        as_json=as_json,
+    )
+
+
+@app.command()
+def env(as_json: JsonOption = False) -> None:
+    """Print what the environment needs for `pulumi` itself: eval "$(lepton env)"."""
+    import shlex  # noqa: PLC0415
+
+    variables = context.project().environment
+    lines = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables.items())
+    output.result(variables, lines, as_json=as_json)
+
+
+def main() -> None:
+    app()

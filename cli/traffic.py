@@ -1,0 +1,59 @@
+"""`lepton traffic`: an endpoint's weights, shown and set."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+
+from cli import context, output
+from cli.context import EndpointArgument, JsonOption
+
+app = typer.Typer(no_args_is_help=True, help="An endpoint's weights.")
+
+
+@app.command()
+def show(endpoint: EndpointArgument, as_json: JsonOption = False) -> None:
+    """Show the weights that the data plane has now."""
+    stack = context.stack(endpoint, "endpoint")
+    traffic = context.releases().observer(stack).traffic(stack.team, stack.endpoint.model)
+    output.result(
+        {"endpoint": endpoint, "observed_weights": traffic["weights"], "shadow": traffic["shadow"]},
+        f"{endpoint}: {output.weights(traffic['weights']) or 'no traffic'}",
+        as_json=as_json,
+    )
+
+
+@app.command("set")
+def set_(
+    endpoint: EndpointArgument,
+    weights: Annotated[
+        list[str] | None, typer.Argument(metavar="[VERSION=WEIGHT]...", help="Others keep their weight.")
+    ] = None,
+    drop: Annotated[list[str] | None, typer.Option(metavar="VERSION", help="Take this variant out.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Set weights, and verify them on the data plane."""
+    wanted = dict(_parse(text) for text in weights or [])
+    if len(wanted) != len(weights or []):
+        raise typer.BadParameter("a version is given twice; give each once")
+    if not wanted and not drop:
+        raise typer.BadParameter("give VERSION=WEIGHT, or --drop VERSION")
+    stack = context.stack(endpoint, "endpoint")
+    with output.progress(f"changing {endpoint}", quiet=as_json) as notify:
+        releases = context.releases(notify)
+        changes = releases.set_weights(stack, wanted, drop or [])
+        now = releases.observer(stack).traffic(stack.team, stack.endpoint.model)["weights"]
+    output.result(
+        {"endpoint": endpoint, "observed_weights": now, "changes": changes.counts, "seconds": changes.seconds},
+        f"{endpoint}: {output.weights(now)}, as the data plane says ({changes}, {changes.seconds:.1f} s)",
+        as_json=as_json,
+    )
+
+
+def _parse(text: str) -> tuple[str, int]:
+    parsed = re.fullmatch(r"([^=]+)=(-?[0-9]+)", text)
+    if parsed is None:
+        raise typer.BadParameter(f"{text!r} is not VERSION=WEIGHT, such as 1.1.0=10")
+    return parsed[1], int(parsed[2])
