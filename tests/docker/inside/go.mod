@@ -1,0 +1,3 @@
+module lepton.test/inside
+
+go 1.21

@@ -1,0 +1,3 @@
+module lepton.test/oipserver
+
+go 1.24

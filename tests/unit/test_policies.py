@@ -1,0 +1,226 @@
+"""The rules, on what the single node's components really register, and the pack's config."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pulumi
+import pytest
+from pulumi.runtime.mocks import MockCallArgs, MockResourceArgs, Mocks
+from pulumi.runtime.proto import analyzer_pb2
+
+from infra.contracts import Stack
+from infra.settings import EndpointSettings, PlatformSettings, VersionSettings
+from infra.single_node.endpoint import Endpoint
+from infra.single_node.platform import Platform
+from infra.single_node.version import ServedVersion
+from policies.__main__ import Pack
+from policies.rules import ROUTER, RULES
+
+STACK = Stack(team="diagnostics", name="dev.scan", folder="/srv/project")
+INTERNALS = {"directory": "/srv/project/.state/nodes/dev", "ports": [20000, 20999], "gpus": [], "runtime": "process"}
+DIGEST = "sha256:" + "0123456789abcdef" * 4
+LIMITS = {"cpu": 2, "memory": "2Gi"}
+
+Violations = dict[str, list[str]]
+
+
+class _Recorder(Mocks):
+    def __init__(self) -> None:
+        self.registered: list[tuple[str, dict[str, Any]]] = []
+
+    def new_resource(self, args: MockResourceArgs) -> tuple[str, dict[str, Any]]:
+        self.registered.append((args.typ, args.inputs))
+        return f"{args.name}-id", args.inputs
+
+    def call(self, args: MockCallArgs) -> tuple[dict[str, Any], None]:
+        return {}, None
+
+
+def violations(make: Callable[[], object]) -> Violations:
+    """What the rules say of the resources that `make` makes: messages by rule, for those that found any."""
+    recorder = _Recorder()
+    pulumi.runtime.set_mocks(recorder)
+    pulumi.runtime.test(make)()
+    found = {
+        rule.name: [message for type_, inputs in recorder.registered for message in rule.violations(type_, inputs)]
+        for rule in RULES
+    }
+    return {name: messages for name, messages in found.items() if messages}
+
+
+def platform(**node: Any) -> Violations:
+    document = {"environment": "dev", "mode": "single-node", "node": {"gpus": []} | node}
+    settings = PlatformSettings.model_validate(document)
+    return violations(lambda: Platform(STACK, settings))
+
+
+def version(**settings: Any) -> Violations:
+    document = {"environment": "dev", "model": "scan", "version": "1.0.0", "resources": LIMITS} | settings
+    validated = VersionSettings.model_validate(document)
+    outputs: Any = {"internals": INTERNALS, "artifact_store": "/srv/project/.state/store"}
+    return violations(
+        lambda: ServedVersion(STACK, validated, outputs, secret=False),
+    )
+
+
+def endpoint(*versions: str, **settings: Any) -> Violations:
+    variants = [{"version": version, "weight": 1} for version in versions]
+    document = {"environment": "dev", "model": "scan", "variants": variants} | settings
+    validated = EndpointSettings.model_validate(document)
+    outputs: Any = {"internals": INTERNALS, "endpoint_base_url": "http://127.0.0.1:7080"}
+    exports: Any = {"backend": {"protocol": "oip-v2", "grpc": False}}
+    return violations(
+        lambda: Endpoint(
+            STACK,
+            validated,
+            outputs,
+            {version: exports for version in versions},  # noqa: C420 - the keyword form has no types
+        )
+    )
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.8.0.1", "::1"])
+def test_a_router_on_a_loopback_address_is_fine(address: str) -> None:
+    assert platform(address=address) == {}
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "10.1.2.3", "2001:db8::7"])
+def test_a_router_on_another_address_is_named_with_its_key_and_a_remedy(address: str) -> None:
+    (message,) = platform(address=address)["router-listens-on-loopback"]
+    assert message.startswith(f"lepton:platform.node.address: given {address!r}: ")
+    assert "write '127.0.0.1'" in message
+
+
+def test_a_version_with_both_limits_is_fine() -> None:
+    assert version() == {}
+
+
+@pytest.mark.parametrize(("given", "missing"), [({"cpu": 2}, "memory"), ({"memory": "2Gi"}, "cpu")])
+def test_a_version_without_a_limit_is_told_which(given: dict[str, Any], missing: str) -> None:
+    (message,) = version(resources=given)["version-has-limits"]
+    assert message.startswith(f"lepton:version.resources.{missing}: not given: a replica of scan 1.0.0 ")
+    assert f"such as '{missing}: 2" in message
+
+
+def test_a_version_without_any_limit_gets_a_message_for_each() -> None:
+    assert len(version(resources={})["version-has-limits"]) == 2
+
+
+@pytest.mark.parametrize("image", [DIGEST, f"registry.example.org:5000/scan@{DIGEST}", f"scan:1.0.0@{DIGEST}"])
+def test_an_image_named_by_its_content_is_fine(image: str) -> None:
+    assert version(runtime="docker", image=image) == {}
+
+
+@pytest.mark.parametrize(
+    ("image", "repository"),
+    [
+        ("scan", "scan"),
+        ("scan:1.0.0", "scan"),
+        ("registry.example.org:5000/team/scan", "registry.example.org:5000/team/scan"),
+        ("registry.example.org:5000/team/scan:latest", "registry.example.org:5000/team/scan"),
+    ],
+)
+def test_an_image_named_by_a_tag_is_told_the_form_that_lasts(image: str, repository: str) -> None:
+    (message,) = version(runtime="docker", image=image)["image-is-named-by-content"]
+    assert message.startswith(f"lepton:version.image: given {image!r}: ")
+    assert f"'{repository}@sha256:…'" in message
+
+
+def test_an_image_that_the_runtime_does_not_use_is_fine() -> None:
+    assert version(runtime="process", image="scan:1.0.0") == {}
+
+
+def test_an_endpoint_with_failover_is_fine() -> None:
+    assert endpoint("1.0.0", "1.1.0") == {}
+
+
+def test_an_endpoint_of_several_variants_without_failover_is_named() -> None:
+    (message,) = endpoint("1.0.0", "1.1.0", failover=False)["endpoint-has-failover"]
+    assert message.startswith("lepton:endpoint.failover: given False: ")
+    assert "write 'failover: true'" in message
+
+
+def test_one_variant_has_nothing_to_fail_over_to() -> None:
+    assert endpoint("1.0.0", failover=False) == {}
+
+
+class Refused(Exception):
+    pass
+
+
+class _Context:
+    """What gRPC gives a call: aborting one raises."""
+
+    def abort(self, _code: object, details: str) -> None:
+        raise Refused(details)
+
+
+def configured(**levels: Any) -> Pack:
+    pack = Pack(RULES)
+    config = {name.replace("_", "-"): analyzer_pb2.PolicyConfig(**fields) for name, fields in levels.items()}
+    pack.Configure(analyzer_pb2.ConfigureAnalyzerRequest(policyConfig=config), _Context())
+    return pack
+
+
+def level_of_a_violation(pack: Pack) -> list[str]:
+    request = analyzer_pb2.AnalyzeRequest(type=ROUTER, urn="urn:of-the-router")
+    request.properties.update({"address": "0.0.0.0", "port": 7080})
+    diagnostics = pack.Analyze(request, _Context()).diagnostics
+    assert {(found.policyName, found.urn) for found in diagnostics} <= {
+        ("router-listens-on-loopback", "urn:of-the-router")
+    }
+    return [analyzer_pb2.EnforcementLevel.Name(found.enforcementLevel) for found in diagnostics]
+
+
+def test_every_rule_advises_unless_told_otherwise() -> None:
+    info = Pack(RULES).GetAnalyzerInfo(None, _Context())
+    assert {policy.name: policy.enforcementLevel for policy in info.policies} == {
+        rule.name: analyzer_pb2.ADVISORY for rule in RULES
+    }
+    assert level_of_a_violation(Pack(RULES)) == ["ADVISORY"]
+
+
+@pytest.mark.parametrize(
+    ("given", "reported"),
+    [("ADVISORY", ["ADVISORY"]), ("MANDATORY", ["MANDATORY"]), ("DISABLED", []), ("REMEDIATE", ["MANDATORY"])],
+)
+def test_the_packs_config_sets_a_rules_level(given: str, reported: list[str]) -> None:
+    pack = configured(router_listens_on_loopback={"enforcementLevel": given})
+    assert level_of_a_violation(pack) == reported
+
+
+def test_a_config_for_a_rule_that_does_not_exist_is_refused_with_those_that_do() -> None:
+    with pytest.raises(Refused, match=r"version-has-limit: there is no rule of that name; .*, version-has-limits,"):
+        configured(version_has_limit={"enforcementLevel": "MANDATORY"})
+
+
+def test_a_config_key_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(Refused, match=r"version-has-limits\.cores: unknown key; known here: enforcementLevel"):
+        configured(version_has_limits={"properties": {"cores": 3}})
+
+
+def test_the_pack_ends_when_the_engine_that_started_it_is_killed() -> None:
+    start = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    tell = "import os; print(os.getpid(), flush=True); from policies.__main__ import serve; serve()"
+    with subprocess.Popen([sys.executable, "-c", start, tell], stdout=subprocess.PIPE, text=True) as engine:
+        assert engine.stdout is not None
+        pack = psutil.Process(int(engine.stdout.readline()))
+        port = int(engine.stdout.readline())
+        assert port > 0
+        engine.kill()
+    deadline = time.monotonic() + 10
+    try:
+        while pack.is_running() and pack.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline, "the pack runs on without its engine"
+            time.sleep(0.05)
+    except psutil.NoSuchProcess:
+        return
+    finally:
+        if pack.is_running():
+            pack.kill()
