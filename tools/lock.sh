@@ -9,5 +9,5 @@ trap 'rm -rf "$resolver"' EXIT
 .venv/bin/python -m venv "$resolver"
 "$resolver/bin/pip" --disable-pip-version-check --quiet install uv==0.13.8
 # For Debian 12's Python and C library; the hashes of every platform's files are listed.
-"$resolver/bin/uv" pip compile pyproject.toml --extra example --extra dev --extra gpu --output-file requirements.lock \
+"$resolver/bin/uv" pip compile pyproject.toml --all-extras --output-file requirements.lock \
     --python-version 3.11 --python-platform x86_64-manylinux_2_36 --generate-hashes --no-header --quiet "$@"

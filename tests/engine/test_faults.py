@@ -102,8 +102,9 @@ def test_an_interrupted_weight_change_leaves_config_and_data_plane_in_agreement(
 
     assert "Traceback" not in outcome.err, outcome
     assert "interrupted: waiting for Pulumi" in outcome.err
-    assert project.locks("interrupted") == []
+    # Pulumi takes the lock before it minds interrupts: one that comes in between leaves the lock, for this to clear.
     project.must("deploy", endpoint)
+    assert project.locks("interrupted") == []
     expected = {"1.0.0": 10, "2.0.0": 90} if outcome.status == 0 else {"1.0.0": 90, "2.0.0": 10}
     assert project.observed(endpoint) == expected
 
