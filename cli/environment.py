@@ -6,12 +6,13 @@ import json
 import shlex
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from cli import output
+from cli.journal import note
 from infra.errors import UserError
-from model_packaging.store import Store
+from model_packaging.artifact import Artifact
+from model_packaging.stores import open_store
 from rollout.fleet import Done
 from rollout.fleet import bring_down as destroy
 from rollout.fleet import bring_up as update
@@ -28,6 +29,7 @@ def bring_up(project: Project, environment: str, requests: int, *, as_json: bool
     started = time.monotonic()
     with output.progress(f"bringing {environment} up", quiet=as_json) as notify:
         done = _told(update(project, environment, notify), notify)
+        note(project, done)
     releases = Releases(project)
     endpoints = [_check(releases, project, item.stack, requests) for item in done if item.stack.kind == "endpoint"]
     seconds = time.monotonic() - started
@@ -52,6 +54,7 @@ def bring_up(project: Project, environment: str, requests: int, *, as_json: bool
 def bring_down(project: Project, environment: str, *, as_json: bool) -> None:
     with output.progress(f"taking {environment} down", quiet=as_json) as notify:
         done = _told(destroy(project, environment, notify), notify)
+        note(project, done, removed=True)
     stacks = {item.stack.address: item.changes.counts for item in done}
     output.result({"environment": environment, "stacks": stacks}, f"{environment} is down", as_json=as_json)
 
@@ -72,9 +75,9 @@ def _check(releases: Releases, project: Project, stack: StackConfig, requests: i
     url = releases.pulumi(stack).outputs()["url"]
     baseline = project.version_of(stack, settings.baseline_version).version
     path = request_path(baseline.server.protocol, settings.model)
-    store = Store(Path(releases.platform(settings.environment)["artifact_store"]))
-    digest = store.resolve(settings.model, settings.baseline_version)
-    sample = dict(store.description(digest).package.samples[0])
+    store = open_store(releases.platform(settings.environment)["artifact_store"])
+    artifact = Artifact.find(store, settings.model, settings.baseline_version)
+    sample = dict(artifact.description.package.samples[0])
     split = measure_split(url + path, sample, requests) if requests else None
     return {
         "endpoint": stack.address,

@@ -53,9 +53,13 @@ def deploy(
 
     A version is ready then, and gets no traffic by it; an endpoint's weights are what the data plane has.
     """
+    from cli.journal import note  # noqa: PLC0415
+    from rollout.fleet import Done  # noqa: PLC0415
+
     stack = context.stack(address, "version", "endpoint")
     with output.progress(f"deploying {address}", quiet=as_json) as notify:
         changes = context.releases(notify).deploy(stack)
+        note(context.project(), [Done(stack, changes)])
     output.result(
         {"stack": address, "changes": changes.counts, "seconds": changes.seconds},
         f"{address}: {changes} ({changes.seconds:.1f} s)",

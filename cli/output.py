@@ -37,6 +37,20 @@ def result(value: Any, text: str, *, as_json: bool) -> None:
         line(text)
 
 
+def size(count: int) -> str:
+    """Bytes as people read them, in powers of ten."""
+    from rich.filesize import decimal  # noqa: PLC0415
+
+    return decimal(count)
+
+
+def facts(values: Mapping[str, object]) -> None:
+    """Names and values, a line each, the values below each other."""
+    width = max(map(len, values), default=0)
+    for name, value in values.items():
+        line(f"{name:<{width}}  {value}")
+
+
 def weights(values: Mapping[str, int]) -> str:
     return " ".join(f"{version}={weight}" for version, weight in values.items())
 
@@ -79,3 +93,27 @@ def progress(text: str, *, quiet: bool) -> Iterator[Notify]:
             yield console.print
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def bar(text: str, *, quiet: bool, in_bytes: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, and a function that tells it how much of how much is done."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import (  # noqa: PLC0415  # noqa: PLC0415
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    counted = (DownloadColumn(), TransferSpeedColumn()) if in_bytes else (MofNCompleteColumn(),)
+    columns = (TextColumn("{task.description}"), BarColumn(), *counted, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as drawn:
+        task = drawn.add_task(text, total=None)
+        yield lambda done, total: drawn.update(task, completed=done, total=total)

@@ -28,6 +28,25 @@ if TYPE_CHECKING:
     from infra.settings.platform import Mode
 
 
+class PublicKeyExport(TypedDict):
+    """A key whose signatures on artifacts count."""
+
+    name: str
+    """As the platform's config names it."""
+    pem: str
+
+
+class TrustExports(TypedDict):
+    """Whose signatures on artifacts count in an environment."""
+
+    required: bool
+    """Whether a version that none of them has signed is refused."""
+    keys: list[PublicKeyExport]
+    """For versions of every team."""
+    teams: dict[str, list[PublicKeyExport]]
+    """For versions of that team."""
+
+
 class PlatformExports(TypedDict):
     """Outputs of a platform stack."""
 
@@ -40,6 +59,8 @@ class PlatformExports(TypedDict):
     registry: str | None
     """Where container images are kept, if the environment has such a place."""
     artifact_store: str
+    trust: TrustExports | None
+    """None where signatures don't matter."""
     gpu_inventory: dict[str, int]
     """GPUs by product name."""
     internals: dict[str, Any]

@@ -15,6 +15,7 @@ from pulumi.runtime.sync_await import _sync_await  # what pulumi's own synchrono
 
 from infra import contracts
 from infra.contracts import Component, PlatformExports, Stack, UnknownModeError, VersionExports
+from infra.errors import UserError
 from infra.names import PLATFORM_PROJECT, config_file, platform_stack, version_stack
 from infra.project import find_root
 from infra.settings import (
@@ -35,7 +36,12 @@ F = TypeVar("F")
 def platform() -> None:
     """The program of the platform's stacks."""
     settings = _settings("platform", PlatformSettings)
-    _export(_of_mode(contracts.platform_of, settings.mode)(_stack(), settings))
+    factory = _of_mode(contracts.platform_of, settings.mode)
+    try:
+        component = factory(_stack(), settings)
+    except UserError as error:
+        raise pulumi.RunError(f"{_file()}: {error}") from None
+    _export(component)
 
 
 def team() -> None:

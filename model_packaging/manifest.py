@@ -1,42 +1,39 @@
-"""What an artifact says about itself: `package.yaml` as people write it, and the OCI documents made of it.
+"""The OCI documents of an artifact: what is written about a model version, and how it is read back.
 
 Sources: OCI image specification 1.1 (manifest, index, descriptor), the CNCF ModelPack specification v1 (media types,
-config), Open Inference Protocol V2 (signature and samples). See docs/decisions/artifact.md.
+config). See docs/decisions/artifact.md.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal, cast
+from typing import Any, Literal, TypeVar
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    FiniteFloat,
-    JsonValue,
-    StringConstraints,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from infra.settings.values import Digest, Name, SemanticVersion, Settings
+from model_packaging.package import Package
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 ARTIFACT_TYPE = "application/vnd.cncf.model.manifest.v1+json"
 CONFIG_TYPE = "application/vnd.cncf.model.config.v1+json"
-LAYER_TYPE = "application/vnd.cncf.model.{kind}.v1.raw"
-"""One file as it is: neither archived nor compressed."""
 
 TITLE = "org.opencontainers.image.title"
 FILEPATH = "org.cncf.model.filepath"
 REF_NAME = "org.opencontainers.image.ref.name"
 
-PACKAGE_FILE = "package.yaml"
+FILE = "lepton.file"
+"""Of which file a layer is a part. Its own title is another: who doesn't know us gets parts, not a short file."""
+OFFSET = "lepton.file.offset"
+SIZE = "lepton.file.size"
+CONTENT_SIZE = "lepton.content.size"
+"""Bytes of a compressed layer's content."""
 
 _KINDS = {
     "code": {".py", ".sh", ".ipynb", ".js"},
@@ -45,120 +42,11 @@ _KINDS = {
     "weight.config": {".json", ".yaml", ".yml", ".toml", ".txt", ".pbtxt", ".ini", ".jinja", ".model"},
 }
 _DOCUMENTS = {"README", "LICENSE", "LICENCE", "NOTICE"}
-
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-Datatype = Literal[
-    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
-    "FP16", "FP32", "FP64", "BYTES", "BF16",
-]  # fmt: skip
-
-
-def _number_text(value: object) -> object:
-    # YAML reads an unquoted 1.7 as a number, and 1.10 as 1.1.
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        raise ValueError(  # noqa: TRY004 - pydantic reports a ValueError as the user's
-            f"write the version in quotes: '{value}'; YAML reads it as a number and drops trailing zeros"
-        )
-    return value
-
-
-class Framework(Settings):
-    """What the model was made with."""
-
-    name: Text
-    version: Annotated[Text, BeforeValidator(_number_text)]
-
-
-class Tensor(Settings):
-    """One input or output, in the words of the Open Inference Protocol V2."""
-
-    name: Text
-    shape: tuple[Annotated[int, Field(ge=-1, strict=True)], ...]
-    """-1 where the length varies, as for the batch."""
-    datatype: Datatype
-
-    def accepts(self, shape: Sequence[object]) -> bool:
-        return len(shape) == len(self.shape) and all(
-            own in (-1, given) for own, given in zip(self.shape, shape, strict=True)
-        )
-
-
-class Signature(Settings):
-    """What goes in and what comes out."""
-
-    inputs: tuple[Tensor, ...] = Field(min_length=1)
-    outputs: tuple[Tensor, ...] = Field(min_length=1)
-
-    @field_validator("inputs", "outputs")
-    @classmethod
-    def _names_are_unique(cls, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        names = [tensor.name for tensor in tensors]
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            raise ValueError(f"{twice[0]!r} is listed twice; give each name once")
-        return tensors
-
-
-class Package(Settings):
-    """The content of `package.yaml`: what the author of a model version knows about it."""
-
-    framework: Framework
-    training_data: Text
-    """Where the data is that the model was trained on: a URL, a data set's name and version, a path with a digest."""
-    licence: Text
-    """An SPDX expression such as `Apache-2.0`, or the licence's name."""
-    signature: Signature | None = None
-    """Left out where requests name no tensors, as in OpenAI's API."""
-    evaluation: dict[Text, FiniteFloat] = {}
-    """Metric -> its value on data that the model has not seen."""
-    samples: tuple[dict[str, JsonValue], ...] = Field(min_length=1)
-    """Request bodies that the model answers, as its server's protocol takes them."""
-
-    @field_validator("samples")
-    @classmethod
-    def _samples_are_json(cls, samples: tuple[dict[str, JsonValue], ...]) -> tuple[dict[str, JsonValue], ...]:
-        for number, sample in enumerate(samples):
-            try:
-                json.dumps(sample, allow_nan=False)
-            except ValueError:
-                raise ValueError(
-                    f"sample {number} holds NaN or an infinity, which JSON can't say; use a finite number"
-                ) from None
-        return samples
-
-    @model_validator(mode="after")
-    def _samples_fit_the_signature(self) -> Package:
-        for number, sample in enumerate(self.samples):
-            if self.signature is not None and "inputs" in sample:
-                _check_inputs(number, sample["inputs"], self.signature)
-        return self
-
-
-def _check_inputs(number: int, inputs: JsonValue, signature: Signature) -> None:
-    """Refuses the sample that the model's own signature refuses: whoever pastes it would get an error."""
-    known = {tensor.name: tensor for tensor in signature.inputs}
-    given: dict[str, Mapping[str, Any]] = {}
-    for tensor in inputs if isinstance(inputs, list) else [inputs]:
-        if not isinstance(tensor, dict) or not isinstance(tensor.get("name"), str):
-            raise ValueError(  # noqa: TRY004 - pydantic reports a ValueError as the user's
-                f"sample {number}: each input is {{name, shape, datatype, data}}, but one is {tensor!r:.80}"
-            )
-        given[cast("str", tensor["name"])] = tensor
-    if given.keys() != known.keys():
-        raise ValueError(
-            f"sample {number} gives inputs {sorted(given)}, the signature asks for {sorted(known)}; make them the same"
-        )
-    for name, tensor in given.items():
-        shape = tensor.get("shape")
-        if not isinstance(shape, list) or not known[name].accepts(cast("list[object]", shape)):
-            raise ValueError(
-                f"sample {number}: input {name!r} has shape {shape}, the signature says {list(known[name].shape)}"
-            )
-        if tensor.get("datatype") != known[name].datatype:
-            raise ValueError(
-                f"sample {number}: input {name!r} has datatype {tensor.get('datatype')}, "
-                f"the signature says {known[name].datatype}"
-            )
+_LAYER_TYPE = re.compile(r"application/vnd\.cncf\.model\.[a-z.]+\.v1\.raw(\+zstd)?")
+_DEEPEST = 128
+_NUMBER = re.compile(r"[0-9]{1,19}")
+_LARGEST = 2**63 - 1
+"""Bytes, as OCI's sizes are 64-bit integers."""
 
 
 class GitSource(Settings):
@@ -181,70 +69,166 @@ class VersionName(Settings):
 class Description(VersionName):
     """Everything an artifact says about its model version."""
 
-    git: GitSource | None
+    git: GitSource | None = None
     created: str | None = None
     """RFC 3339; given only where the build was told a time (SOURCE_DATE_EPOCH), so that digests repeat."""
     package: Package
+    pickles: tuple[str, ...] = ()
+    """Files in which the build found pickled objects: to load them is to run what they say."""
 
 
-class _Document(BaseModel):
+class Document(BaseModel):
     """Base of documents that others may write too: what we don't know is ignored, as the specifications ask."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
 
-class BlobDescriptor(_Document):
+D = TypeVar("D", bound=Document)
+
+
+class BlobDescriptor(Document):
     """Names a blob by digest and size (OCI)."""
 
     media_type: str = Field(alias="mediaType")
     digest: Digest
-    size: int = Field(ge=0, strict=True)
+    size: int = Field(ge=0, le=_LARGEST, strict=True)
     annotations: dict[str, str] = {}
     artifact_type: str | None = Field(default=None, alias="artifactType")
 
 
-class Manifest(_Document):
-    """An OCI image manifest that holds a model."""
+@dataclass(frozen=True)
+class Part:
+    """A stretch of a file, and the layer that holds it."""
+
+    file: PurePosixPath
+    offset: int
+    """Bytes before it in the file."""
+    length: int
+    """Bytes of the file that it holds."""
+    digest: str
+    """Of the layer."""
+    stored: int
+    """Bytes of the layer."""
+    compressed: bool
+    """With zstd (RFC 8878)."""
+    content: str
+    """Digest of the bytes that it holds: the layer's own, unless compressed."""
+
+    @property
+    def name(self) -> str:
+        return f"file {str(self.file)!r}" if self.offset == 0 else f"file {str(self.file)!r} from byte {self.offset}"
+
+
+class ImageManifest(Document):
+    """An OCI image manifest of any kind: a model's, or one that is attached to a model's."""
 
     schema_version: Literal[2] = Field(alias="schemaVersion")
     media_type: Literal["application/vnd.oci.image.manifest.v1+json"] = Field(alias="mediaType")
-    artifact_type: Literal["application/vnd.cncf.model.manifest.v1+json"] = Field(alias="artifactType")
+    artifact_type: str | None = Field(default=None, alias="artifactType")
     config: BlobDescriptor
     layers: tuple[BlobDescriptor, ...] = Field(min_length=1)
 
-    @model_validator(mode="after")
-    def _layers_make_one_folder(self) -> Manifest:
-        paths = [check_path(layer.annotations.get(TITLE)) for layer in self.layers]
-        for layer in self.layers:
-            if not (layer.media_type.startswith("application/vnd.cncf.model.") and layer.media_type.endswith(".raw")):
-                raise ValueError(
-                    f"layer {layer.annotations[TITLE]!r} is of type {layer.media_type!r}, not a plain file"
-                )
-        files = set(paths)
-        if len(files) < len(paths):
-            raise ValueError(f"file {str(max(paths, key=paths.count))!r} is there twice")
-        for path in paths:
-            clash = files.intersection(path.parents)
-            if clash:
-                raise ValueError(f"{str(clash.pop())!r} is a file, and the folder of {str(path)!r} too")
-        return self
-
     @property
-    def files(self) -> list[tuple[PurePosixPath, BlobDescriptor]]:
-        return [(PurePosixPath(layer.annotations[TITLE]), layer) for layer in self.layers]
+    def blobs(self) -> tuple[BlobDescriptor, ...]:
+        return self.config, *self.layers
 
 
-class ModelConfig(_Document):
+class Manifest(ImageManifest):
+    """An OCI image manifest that holds a model."""
+
+    artifact_type: Literal["application/vnd.cncf.model.manifest.v1+json"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride] - frozen
+        alias="artifactType"
+    )
+
+
+class ModelFiles(Document):
+    """ModelPack's list of the layers' contents."""
+
+    diff_ids: tuple[Digest, ...] = Field(alias="diffIds")
+
+
+class ModelConfig(Document):
     """The config blob: ModelPack's own parts, of which readers of that format live, and beside them our description."""
 
+    modelfs: ModelFiles
     lepton: Description
+
+
+Files = Mapping[PurePosixPath, tuple[Part, ...]]
+"""An artifact's files by path, each with its parts in order."""
+
+
+def read_files(manifest: Manifest, config: ModelConfig) -> Files:
+    """The files that the layers make.
+
+    Raises:
+        ValueError: the layers don't make one folder of whole files.
+    """
+    contents = config.modelfs.diff_ids
+    if len(contents) != len(manifest.layers):
+        raise ValueError(f"the config names {len(contents)} layers, the manifest has {len(manifest.layers)}")
+    parts = [_part(layer, content) for layer, content in zip(manifest.layers, contents, strict=True)]
+    totals = [_number(layer, SIZE, part.length) for layer, part in zip(manifest.layers, parts, strict=True)]
+    files: dict[PurePosixPath, tuple[Part, ...]] = {}
+    for path, group in itertools.groupby(zip(parts, totals, strict=True), key=lambda pair: pair[0].file):
+        if path in files:
+            raise ValueError(f"file {str(path)!r} is there twice")
+        files[path] = _whole(path, list(group))
+    for path in files:
+        folder = next((parent for parent in path.parents if parent in files), None)
+        if folder is not None:
+            raise ValueError(f"{str(folder)!r} is a file, and the folder of {str(path)!r} too")
+    return files
+
+
+def _part(layer: BlobDescriptor, content: str) -> Part:
+    title = str(check_path(layer.annotations.get(TITLE)))
+    kind = _LAYER_TYPE.fullmatch(layer.media_type)
+    if kind is None:
+        raise ValueError(f"layer {title!r} is of type {layer.media_type!r}, not a plain file")
+    compressed = kind[1] is not None
+    if not compressed and content != layer.digest:
+        raise ValueError(f"layer {title!r} is {layer.digest}, and the config says {content}")
+    return Part(
+        file=check_path(layer.annotations.get(FILE, title)),
+        offset=_number(layer, OFFSET, 0),
+        length=_number(layer, CONTENT_SIZE, None) if compressed else layer.size,
+        digest=layer.digest,
+        stored=layer.size,
+        compressed=compressed,
+        content=content,
+    )
+
+
+def _number(layer: BlobDescriptor, annotation: str, default: int | None) -> int:
+    given = layer.annotations.get(annotation)
+    if given is None and default is not None:
+        return default
+    if given is None or not _NUMBER.fullmatch(given) or int(given) > _LARGEST:
+        raise ValueError(f"layer {layer.digest}: annotation {annotation} should be a number of bytes, is {given!r}")
+    return int(given)
+
+
+def _whole(path: PurePosixPath, group: list[tuple[Part, int]]) -> tuple[Part, ...]:
+    end = 0
+    for part, total in group:
+        if part.offset != end or total != group[0][1]:
+            raise ValueError(
+                f"file {str(path)!r}: a part starts at byte {part.offset} of {total}, where byte {end} of "
+                f"{group[0][1]} is due"
+            )
+        end += part.length
+    if end != group[0][1]:
+        raise ValueError(f"file {str(path)!r}: its parts end at byte {end} of {group[0][1]}")
+    return tuple(part for part, _ in group)
 
 
 def check_path(title: str | None) -> PurePosixPath:
     """The relative path a layer's title names.
 
     Raises:
-        ValueError: where it could lead out of the folder that the artifact is unpacked into.
+        ValueError: where it could lead out of the folder that the artifact is unpacked into, or is not UTF-8, or
+            too deep for programs that walk folders.
     """
     if not title:
         raise ValueError(f"a layer has no file name; its annotation {TITLE} should hold one")
@@ -256,33 +240,50 @@ def check_path(title: str | None) -> PurePosixPath:
         title.encode()
     except UnicodeEncodeError:
         raise ValueError(f"file name {title!r} is not UTF-8") from None
+    if title.count("/") > _DEEPEST:
+        raise ValueError(f"file name '{title[:40]}…' is more than {_DEEPEST} folders deep; flatten them")
     return PurePosixPath(title)
 
 
-def layer_type(path: PurePosixPath) -> str:
+def layer_type(path: PurePosixPath, *, compressed: bool = False) -> str:
     """ModelPack's media type for a file, by what its name says it is; what names don't tell counts as weights."""
-    if path.stem.upper() in _DOCUMENTS:
-        return LAYER_TYPE.format(kind="doc")
     kinds = (kind for kind, suffixes in _KINDS.items() if path.suffix.lower() in suffixes)
-    return LAYER_TYPE.format(kind=next(kinds, "weight"))
+    kind = "doc" if path.stem.upper() in _DOCUMENTS else next(kinds, "weight")
+    return f"application/vnd.cncf.model.{kind}.v1.raw{'+zstd' if compressed else ''}"
 
 
-def layer(path: PurePosixPath, digest: str, size: int) -> dict[str, Any]:
+def layers_of(parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """The layers of one file, given its parts in order."""
+    total = sum(part.length for part in parts)
+    return [_layer(part, number, len(parts), total) for number, part in enumerate(parts)]
+
+
+def _layer(part: Part, number: int, parts: int, total: int) -> dict[str, Any]:
+    title = str(part.file)
+    annotations: dict[str, str] = {}
+    if parts > 1:
+        annotations = {FILE: title, OFFSET: str(part.offset), SIZE: str(total)}
+        title = f"{title}.part-{number:05}"
+    if part.compressed:
+        annotations[CONTENT_SIZE] = str(part.length)
     return {
-        "mediaType": layer_type(path),
-        "digest": digest,
-        "size": size,
-        "annotations": {TITLE: str(path), FILEPATH: str(path)},
+        "mediaType": layer_type(part.file, compressed=part.compressed),
+        "digest": part.digest,
+        "size": part.stored,
+        "annotations": {TITLE: title, FILEPATH: title, **annotations},
     }
 
 
-def config_document(description: Description, layers: Sequence[Mapping[str, Any]]) -> bytes:
+def config_document(description: Description, parts: Sequence[Part]) -> bytes:
+    """The config blob, given all parts in the order of their layers."""
     git = description.git
     descriptor: dict[str, Any] = {
         "name": description.model,
         "version": description.version,
         "licenses": [description.package.licence],
     }
+    if description.package.author is not None:
+        descriptor["authors"] = [description.package.author]
     if git is not None:
         descriptor["revision"] = git.commit
     if description.created is not None:
@@ -291,8 +292,9 @@ def config_document(description: Description, layers: Sequence[Mapping[str, Any]
         {
             "descriptor": descriptor,
             "config": {"format": description.package.framework.name},
-            "modelfs": {"type": "layers", "diffIds": [layer["digest"] for layer in layers]},
-            "lepton": description.model_dump(mode="json"),
+            "modelfs": {"type": "layers", "diffIds": [part.content for part in parts]},
+            # What is left out has no say in the digest: a key that comes later changes no artifact without it.
+            "lepton": description.model_dump(mode="json", exclude_defaults=True),
         }
     )
 
@@ -307,6 +309,22 @@ def manifest_document(config_digest: str, config_size: int, layers: Sequence[Map
             "layers": list(layers),
         }
     )
+
+
+def parse_document(kind: type[D], content: bytes) -> D:
+    """Reads a document of a kind such as `Manifest`.
+
+    Raises:
+        ValueError: what is wrong with it, and where in it.
+    """
+    try:
+        return kind.model_validate(json.loads(content))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"it is not JSON: {error}") from None
 
 
 def canonical(document: object) -> bytes:

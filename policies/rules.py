@@ -43,19 +43,12 @@ class Rule:
 
 def _beyond_loopback(properties: Properties) -> Iterator[str]:
     address = properties["address"]
-    if not _is_loopback(address):
+    if not ipaddress.ip_address(address).is_loopback:
         yield (
             f"lepton:platform.node.address: given {address!r}: the router has neither TLS nor authentication, and "
             "whoever reaches that address reaches every model of the node; write '127.0.0.1', and put what "
             "authenticates clients in front of it"
         )
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return address == "localhost"
 
 
 def _without_limits(properties: Properties) -> Iterator[str]:
@@ -84,6 +77,45 @@ def _without_tag(image: str) -> str:
     return f"{repository}{slash}{name.partition(':')[0]}"
 
 
+def _from_no_commit(properties: Properties) -> Iterator[str]:
+    commit = properties.get("git_commit")
+    if commit is None:
+        problem = "it comes from no Git commit"
+    elif properties.get("git_dirty"):
+        problem = f"it comes from commit {commit} with local changes"
+    else:
+        return
+    yield (
+        f"{_artifact(properties)}: {problem}, so nobody can see what it was made of or make it again; commit the "
+        "changes and build a new version from there"
+    )
+
+
+def _with_pickles(properties: Properties) -> Iterator[str]:
+    files = properties.get("pickles")
+    if files:
+        yield (
+            f"{_artifact(properties)}: {', '.join(files)}: pickled objects run code of their maker's when they are "
+            "loaded; save the weights as safetensors or ONNX and build a new version from those"
+        )
+
+
+def _unsigned(properties: Properties) -> Iterator[str]:
+    trust = properties.get("trust")
+    if trust is None:
+        yield (
+            f"{_artifact(properties)}: this environment trusts no key, so that nobody's signature counts; name the "
+            "teams' public keys in lepton:platform.trust"
+        )
+    elif properties.get("signed_by") is None:
+        trusted = ", ".join(key["name"] for key in trust["keys"]) or "none"
+        yield (
+            f"{_artifact(properties)}: no key that environment {trust['environment']} trusts for team "
+            f"{trust['team']} has signed it (trusted: {trusted}); sign it: lepton package sign "
+            f"{properties['model']}:{properties['version']} --key FILE --store {properties['store']}"
+        )
+
+
 def _without_failover(properties: Properties) -> Iterator[str]:
     endpoint = properties["endpoint"]
     others = len(endpoint["variants"]) - 1
@@ -97,6 +129,10 @@ def _without_failover(properties: Properties) -> Iterator[str]:
 
 def _version(properties: Properties) -> str:
     return f"{properties['model']} {properties['version']}"
+
+
+def _artifact(properties: Properties) -> str:
+    return f"{_version(properties)} ({properties['digest']})"
 
 
 RULES = (
@@ -120,6 +156,27 @@ RULES = (
         severity="medium",
         type=MODEL_SERVERS,
         find=_image_by_tag,
+    ),
+    Rule(
+        name="version-comes-from-a-commit",
+        sentence="A version was built from a Git commit, without local changes.",
+        severity="medium",
+        type=MODEL_SERVERS,
+        find=_from_no_commit,
+    ),
+    Rule(
+        name="version-has-no-pickles",
+        sentence="A version holds no pickled objects, which run code when they are loaded.",
+        severity="high",
+        type=MODEL_SERVERS,
+        find=_with_pickles,
+    ),
+    Rule(
+        name="version-is-signed",
+        sentence="A version is signed by a key that the environment trusts.",
+        severity="high",
+        type=MODEL_SERVERS,
+        find=_unsigned,
     ),
     Rule(
         name="endpoint-has-failover",

@@ -161,6 +161,24 @@ class Project:
         order = list(_KINDS)
         return sorted(found, key=lambda stack: (order.index(stack.kind), stack.address))
 
+    def endpoints(self) -> list[StackConfig]:
+        """The endpoint stacks of every environment.
+
+        Raises:
+            SettingsError: with all that is wrong in any of their files.
+        """
+        found: list[StackConfig] = []
+        problems: list[str] = []
+        for team, file in self._files():
+            try:
+                if _kind_and_document(file, self.show_path(file))[0] == "endpoint":
+                    found.append(self._load(team, file))
+            except SettingsError as error:
+                problems.append(str(error))
+        if problems:
+            raise SettingsError("\n".join(dict.fromkeys(problems)))
+        return found
+
     def teams(self) -> list[str]:
         """The teams that have a Pulumi project."""
         folders = sorted((self.root / "stacks").iterdir())

@@ -9,7 +9,7 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -206,13 +206,22 @@ def stacks_of(project: Project, team: str) -> dict[str, int]:
 
 def environment_of(project: Project, team: str, name: str) -> str | None:
     """The environment that a stack's last update was for, also of one without a config file."""
+    document = next((found for _, found in _last_documents(project, team, name)), None)
+    return None if document is None else document.get("environment")
+
+
+def last_document(project: Project, team: str, name: str, kind: str) -> dict[str, Any] | None:
+    """The value of config key `lepton:KIND` in a stack's last update; None where it had none."""
+    return next((found for key, found in _last_documents(project, team, name) if key == f"lepton:{kind}"), None)
+
+
+def _last_documents(project: Project, team: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     from rollout.automation import open_stack  # noqa: PLC0415 - slow to import
 
     for update in open_stack(name, project.folder(team), project.environment).history(1, 1, show_secrets=False):
         for key, value in update.config.items():
             if key.startswith("lepton:"):
-                return json.loads(value.value).get("environment")
-    return None
+                yield key, json.loads(value.value)
 
 
 def adopt_pending(deployment: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model_packaging.errors import NotInStore, PackagingError
-from model_packaging.store import Store
+from model_packaging.stores import Store, open_store
 
 if TYPE_CHECKING:
     from train import Data
@@ -22,14 +22,14 @@ VERSIONS = ("1.0.0", "1.1.0")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--store", type=Path, default=ROOT / ".state/store", help="the artifact store's folder")
+    parser.add_argument("--store", default=ROOT / ".state/store", help="the artifact store")
     parser.add_argument("--work", type=Path, default=ROOT / ".state/examples/tumour", help="where model folders go")
     arguments = parser.parse_args()
-    store = Store(arguments.store)
+    store = open_store(arguments.store)
     try:
         missing = [version for version in VERSIONS if not holds(store, version)]
         if not missing:
-            print(f"{MODEL} {' and '.join(VERSIONS)} are in {store.path}: nothing to do")
+            print(f"{MODEL} {' and '.join(VERSIONS)} are in {store.location}: nothing to do")
             return 0
         build(missing, store, arguments.work)
     except PackagingError as error:
@@ -108,6 +108,8 @@ def package(evaluation: dict[str, float], row: list[float], sklearn_version: str
                 "outputs": [{"name": "predict"}, {"name": "predict_proba"}],
             }
         ],
+        # MLServer's runtime for scikit-learn loads nothing else. This file is our own.
+        "allow_pickle": ["model.joblib"],
     }
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from infra.names import platform_stack
-from infra.settings.values import Name, Port, Seconds, Settings
+from infra.settings.values import Name, Port, Seconds, Settings, TeamName
 
 Mode = Literal["single-node", "cluster", "cloud"]
 Runtime = Literal["process", "docker"]
@@ -55,13 +56,40 @@ class MonitoringSettings(Settings):
     retention: Seconds = 1296000.0
 
 
+class TrustSettings(Settings):
+    """Whose signatures on artifacts count in the environment.
+
+    A key is the file of a public key (relative paths start at the project's root), or the public key itself in PEM.
+    A team with several keys changes them in turn: the new one is added, and the old one goes once no version needs it.
+    """
+
+    required: bool = Field(default=True, strict=True)
+    """Whether versions that no trusted key has signed are refused. Else policies can tell which are."""
+    keys: tuple[str, ...] = ()
+    """For versions of every team."""
+    teams: dict[TeamName, tuple[str, ...]] = {}
+    """For versions that the team deploys."""
+
+    @model_validator(mode="after")
+    def _trusts_somebody(self) -> TrustSettings:
+        if not self.keys and not any(self.teams.values()):
+            raise ValueError(
+                "no key is trusted, so that no version could be served; give a team's public key, such as "
+                "'teams: {diagnostics: [keys/diagnostics.pub]}', or leave 'trust' out"
+            )
+        return self
+
+
 class PlatformSettings(Settings):
     """An environment: where it serves, and what its versions share."""
 
     environment: Name
     mode: Mode
     store: str = ".state/store"
-    """The artifact store: a folder (OCI image layout); relative paths start at the project's root."""
+    """The artifact store: a folder (OCI image layout; relative paths start at the project's root), or a registry
+    `oci://HOST[:PORT]/PREFIX`."""
+    trust: TrustSettings | None = None
+    """Left out, signatures don't matter."""
     node: NodeSettings = Field(default_factory=NodeSettings)
     monitoring: MonitoringSettings = Field(default_factory=MonitoringSettings)
 
@@ -74,6 +102,10 @@ class PlatformSettings(Settings):
         if self.node.port == self.monitoring.port:
             raise ValueError(f"node.port and monitoring.port are both {self.node.port}; choose two")
         return self
+
+    def store_location(self, root: str) -> str:
+        """The store as `model_packaging.stores.open_store` takes it."""
+        return self.store if "://" in self.store else str(Path(root, self.store))
 
     @property
     def stack_name(self) -> str:

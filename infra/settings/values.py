@@ -14,8 +14,10 @@ _DNS_1123_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 # https://semver.org, items 2, 9 and 10, without build metadata.
 _SEMVER = re.compile(
     r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)"
-    r"(-(0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*)(\.(0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*))*)?"
+    r"(-(0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*)(\.(0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*))*)?",
+    re.ASCII,
 )
+_LONGEST_VERSION = 128  # What an OCI tag can hold.
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -57,6 +59,8 @@ def _semantic_version(value: object) -> str:
         )
     if not isinstance(value, str) or not _SEMVER.fullmatch(value):
         raise ValueError("a version is a semantic version such as '1.2.0' or '2.0.0-rc.1', in quotes")
+    if len(value) > _LONGEST_VERSION:
+        raise ValueError(f"a version has at most {_LONGEST_VERSION} characters, as an OCI tag; shorten the pre-release")
     return value
 
 
@@ -79,6 +83,11 @@ def _size(value: object) -> int:
     return int(float(match[1]) * _BYTES[match[2]])
 
 
+def _write_size(size: int) -> str:
+    unit = next((unit for unit in reversed(_BYTES) if size % _BYTES[unit] == 0), "Ki")
+    return f"{size / _BYTES[unit]:.10f}".rstrip("0").rstrip(".") + unit
+
+
 def _digest(value: object) -> str:
     if not isinstance(value, str) or not _DIGEST.fullmatch(value):
         raise ValueError("a digest is 'sha256:' and 64 lower-case hexadecimal digits")
@@ -99,7 +108,7 @@ TeamName = Annotated[str, BeforeValidator(_team)]
 SemanticVersion = Annotated[str, BeforeValidator(_semantic_version)]
 Seconds = Annotated[float, BeforeValidator(_duration), PlainSerializer(_write_duration, when_used="json")]
 """Written as `90s`, `5m`; held in seconds."""
-Bytes = Annotated[int, BeforeValidator(_size)]
+Bytes = Annotated[int, BeforeValidator(_size), PlainSerializer(_write_size, when_used="json")]
 """Written as `512Mi`, `2Gi`; held in bytes."""
 Digest = Annotated[str, BeforeValidator(_digest)]
 Weight = Annotated[int, BeforeValidator(_weight)]

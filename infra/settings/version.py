@@ -92,6 +92,10 @@ def _server(value: Any) -> Any:
     return value
 
 
+Server = Annotated[ServerSettings, BeforeValidator(_server)]
+"""A server by its short name, or by its settings."""
+
+
 class Resources(Settings):
     """What one replica gets."""
 
@@ -125,7 +129,7 @@ class VersionSettings(Settings):
     version: SemanticVersion
     artifact: Digest | None = None
     """The artifact's digest; left out, the one that the environment's store has for this model and version."""
-    server: Annotated[ServerSettings, BeforeValidator(_server)] = Field(default_factory=mlserver)
+    server: Server = Field(default_factory=mlserver)
     replicas: int = Field(default=1, ge=0, le=100, strict=True)
     resources: Resources = Field(default_factory=Resources)
     env: Environment = {}

@@ -18,6 +18,7 @@ from infra.single_node.machine.program import Program
 from infra.single_node.machine.router import Router
 from infra.single_node.machine.supervisor import Supervisor, belongs_to
 from infra.single_node.resource import Driver, MachineResource, Properties, with_drift
+from infra.trust import read_trust
 
 _EXPORTER = "exporter"
 _SERVICES = "platform"
@@ -31,6 +32,8 @@ class Platform(pulumi.ComponentResource):
     """One machine with everything that its versions and endpoints need."""
 
     def __init__(self, stack: Stack, settings: PlatformSettings) -> None:
+        # Before any resource: a key that can't be read must stop the update.
+        trust = read_trust(settings.trust, Path(stack.folder))
         super().__init__("lepton:single-node:Platform", stack.name)
         node = settings.node
         directory = str(Path(stack.folder, node.directory or f".state/nodes/{settings.environment}"))
@@ -69,7 +72,8 @@ class Platform(pulumi.ComponentResource):
             "endpoint_base_url": f"http://{host}:{node.port}",
             "metrics_url": f"http://127.0.0.1:{settings.monitoring.port}",
             "registry": None,
-            "artifact_store": str(Path(stack.folder, settings.store)),
+            "artifact_store": settings.store_location(stack.folder),
+            "trust": trust,
             "gpu_inventory": {"gpu": len(gpus)} if gpus else {},
             "internals": {
                 "directory": directory,

@@ -37,6 +37,9 @@ class Driver(ABC):
 
     outputs: tuple[str, ...] = ()
     """Names of what `create` returns beside the inputs."""
+    notes: tuple[str, ...] = ()
+    """Names of inputs that say something about the thing and change nothing of it, such as what `check` found out for
+    policies: to differ in them alone is no difference."""
 
     @abstractmethod
     def identity(self, props: Properties) -> str:
@@ -88,7 +91,7 @@ class _Provider(dynamic.ResourceProvider):
 
     def diff(self, _id: str, _olds: Properties, _news: Properties) -> dynamic.DiffResult:
         olds, news = _plain(_olds), _plain(_news)
-        inputs = (olds.keys() | news.keys()) - set(self.driver.outputs)
+        inputs = (olds.keys() | news.keys()) - {*self.driver.outputs, *self.driver.notes}
         changed = [key for key in sorted(inputs) if olds.get(key) != news.get(key)]
         # Another identity is another thing: made first, then the old one is removed.
         replaces = [IDENTITY] if IDENTITY in changed else []

@@ -20,7 +20,9 @@ from infra.single_node.machine.processes import ProcessRuntime
 from infra.single_node.machine.router import Router
 from infra.single_node.machine.servers import Runtime, Servers, ServerSpec
 from infra.single_node.resource import Driver, MachineResource, Properties, with_drift
-from model_packaging.store import Store
+from infra.trust import signed_by, trust_of
+from model_packaging.artifact import Artifact
+from model_packaging.stores import open_store
 
 
 class ServedVersion(pulumi.ComponentResource):
@@ -39,6 +41,7 @@ class ServedVersion(pulumi.ComponentResource):
                 "model": settings.model,
                 "version": settings.version,
                 "digest": settings.artifact,
+                "trust": trust_of(platform, stack.team),
                 "server": pulumi.Output.secret(server) if secret else server,
                 "env": pulumi.Output.secret(env) if secret else env,
                 "replicas": settings.replicas,
@@ -67,13 +70,14 @@ class ServedVersion(pulumi.ComponentResource):
 
 class _ModelServersDriver(Driver):
     outputs = ("git_commit", "ready_replicas")
+    notes = ("git_dirty", "pickles", "signed_by", "trust")
 
     def identity(self, props: Properties) -> str:
         return f"{version_id(props['team'], props['model'], props['version'])}@{props['node']['directory']}"
 
     def check(self, olds: Properties, props: Properties) -> None:
-        store = Store(Path(props["store"]))
-        found = store.resolve(props["model"], props["version"])
+        artifact = Artifact.find(open_store(props["store"]), props["model"], props["version"])
+        found = artifact.digest
         if props.get("digest", found) != found:
             raise NodeError(
                 f"lepton:version.artifact: given {props['digest']}: the store {props['store']} has "
@@ -84,18 +88,20 @@ class _ModelServersDriver(Driver):
                 f"{props['model']} {props['version']} was deployed as {olds['digest']}, and the store has {found} now: "
                 "a version is immutable, so give the new artifact a new version"
             )
-        props["digest"] = found
+        props.update(_provenance(artifact, signed_by(artifact, props.get("trust"))), digest=found)
         props.setdefault("runtime", props["node"]["runtime"])
         if props["runtime"] == "docker" and "image" not in props:
             raise NodeError("lepton:version.image: the node's runtime is docker, so a version needs an image")
 
     def create(self, props: Properties) -> Properties:
         node = Node(Path(props["node"]["directory"]))
-        store = Store(Path(props["store"]))
-        description = store.description(props["digest"])
+        artifact = Artifact.at(open_store(props["store"]), props["model"], props["digest"])
+        # What is tagged and attached may have changed since the check.
+        signed_by(artifact, props.get("trust"))
+        git = artifact.description.git
         spec, servers = _spec(props), _servers(props)
         try:
-            unpacked = models.unpack(node, store, props["digest"], spec.owner)
+            unpacked = models.unpack(node, artifact, spec.owner)
             spec = replace(spec, unpacking=unpacked.stat().st_ino)
             replicas = servers.converge(spec, props["replicas"], _health(props), props["ready_seconds"])
         except BaseException:
@@ -103,7 +109,7 @@ class _ModelServersDriver(Driver):
                 models.forget(node, spec.owner)
             raise
         return props | {
-            "git_commit": description.git.commit if description.git else None,
+            "git_commit": git.commit if git else None,
             "ready_replicas": len(replicas),
         }
 
@@ -130,6 +136,18 @@ class ModelServers(MachineResource, module="single-node", name="ModelServers"):
     digest: pulumi.Output[str]
     git_commit: pulumi.Output[str | None]
     ready_replicas: pulumi.Output[int]
+
+
+def _provenance(artifact: Artifact, signer: str | None) -> Properties:
+    """What policies ask about where an artifact comes from; without what is not known."""
+    git = artifact.description.git
+    known = {
+        "git_commit": git.commit if git else None,
+        "git_dirty": git.dirty if git else None,
+        "pickles": list(artifact.description.pickles),
+        "signed_by": signer,
+    }
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def _spec(props: Properties) -> ServerSpec:

@@ -23,7 +23,7 @@ from infra.single_node.machine.marks import NODE_VARIABLE
 from infra.single_node.machine.node import Node
 from infra.single_node.machine.supervisor import Supervisor
 from model_packaging.build import build_artifact
-from model_packaging.store import Store
+from model_packaging.stores.layout import Layout
 from tests.plugins import oip_server
 
 REPOSITORY = Path(__file__).parents[2]
@@ -39,7 +39,7 @@ class Sandbox:
             (self.root / "stacks" / folder).mkdir(parents=True)
             for file in files:
                 shutil.copy(REPOSITORY / "stacks" / folder / file, self.root / "stacks" / folder)
-        self.store = Store(self.root / ".state" / "store")
+        self.store = Layout(self.root / ".state" / "store")
         self.node = Node(self.root / ".state" / "nodes" / "dev")
         self.port, self.metrics_port, first = free_ports(3)
         self.url = f"http://127.0.0.1:{self.port}"

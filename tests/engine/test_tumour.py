@@ -23,6 +23,7 @@ from infra.single_node.machine.claims import ports_of
 from infra.single_node.machine.envoy import PROGRAM as ROUTER
 from infra.single_node.machine.metrics import query
 from infra.single_node.machine.supervisor import Supervisor
+from model_packaging.artifact import Artifact
 from rollout.split import measure_split
 from tests.engine.sandbox import REPOSITORY, TEAM, Outcome, Sandbox
 
@@ -47,8 +48,7 @@ class Example(Sandbox):
 
     @property
     def sample(self) -> dict[str, Any]:
-        digest = self.store.resolve("tumour", "1.0.0")
-        return dict(self.store.description(digest).package.samples[0])
+        return dict(Artifact.find(self.store, "tumour", "1.0.0").description.package.samples[0])
 
     def split(self, requests: int) -> dict[str, int]:
         found = measure_split(f"{self.endpoint_url}/v2/models/tumour/infer", self.sample, requests)

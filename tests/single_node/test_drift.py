@@ -19,7 +19,7 @@ from infra.single_node.platform import NodeMetrics, NodeRouter, NodeSupervisor
 from infra.single_node.resource import Driver, Properties
 from infra.single_node.version import ModelServers
 from model_packaging.build import build_artifact
-from model_packaging.store import Store
+from model_packaging.stores.layout import Layout
 from tests.deadline import until
 from tests.single_node.running_node import QUICK, TEAM, RunningNode, new_model
 
@@ -35,7 +35,7 @@ def endpoint(node: RunningNode, model: str, weights: dict[str, int], **more: Any
     }
 
 
-def version(node: RunningNode, store: Store, model: str, **more: Any) -> Properties:
+def version(node: RunningNode, store: Layout, model: str, **more: Any) -> Properties:
     """A version that serves, beside the stand-in server, what its artifact says."""
     folder = store.path.parent / model
     folder.mkdir(exist_ok=True)
@@ -76,8 +76,8 @@ def version(node: RunningNode, store: Store, model: str, **more: Any) -> Propert
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store")
+def store(tmp_path: Path) -> Layout:
+    return Layout(tmp_path / "store")
 
 
 def drift(driver: Driver, props: Properties) -> str:
@@ -196,7 +196,7 @@ VERSION_EDITS = [
 def test_an_edited_file_of_a_version_is_found_and_put_right(
     node: RunningNode,
     model: str,
-    store: Store,
+    store: Layout,
     file_of: Callable[[RunningNode, str], Path],
     old: str,
     new: str,
@@ -213,7 +213,7 @@ def test_an_edited_file_of_a_version_is_found_and_put_right(
 
 
 def test_a_tampered_artifact_is_unpacked_anew_and_what_ran_on_it_is_replaced(
-    node: RunningNode, model: str, store: Store
+    node: RunningNode, model: str, store: Layout
 ) -> None:
     driver, props = ModelServers.driver, version(node, store, model)
     props = driver.create(props)
@@ -229,7 +229,9 @@ def test_a_tampered_artifact_is_unpacked_anew_and_what_ran_on_it_is_replaced(
     driver.delete(props)
 
 
-def test_an_artifact_is_removed_with_the_last_version_that_uses_it(node: RunningNode, model: str, store: Store) -> None:
+def test_an_artifact_is_removed_with_the_last_version_that_uses_it(
+    node: RunningNode, model: str, store: Layout
+) -> None:
     driver, props = ModelServers.driver, version(node, store, model)
     folder = node.node.models / props["digest"].removeprefix("sha256:")
     other = props | {"team": "others"}
@@ -242,7 +244,7 @@ def test_an_artifact_is_removed_with_the_last_version_that_uses_it(node: Running
     assert props["digest"] not in (node.node.models / "users.json").read_text()
 
 
-def test_the_artifact_of_a_version_that_never_came_up_is_removed(node: RunningNode, model: str, store: Store) -> None:
+def test_the_artifact_of_a_version_that_never_came_up_is_removed(node: RunningNode, model: str, store: Layout) -> None:
     props = version(node, store, model, ready_seconds=1, server=ServerSettings(command=["false"]).model_dump())
     with pytest.raises(NodeError):
         ModelServers.driver.create(props)

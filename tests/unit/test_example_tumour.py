@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from model_packaging.manifest import Description
-from model_packaging.store import Store
+from model_packaging.artifact import Artifact
+from model_packaging.stores.layout import Layout
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tumour"
 VERSIONS = ["1.0.0", "1.1.0"]
@@ -28,14 +28,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base
 
 
-def description(base: Path, version: str) -> Description:
-    store = Store(base / "store")
-    return store.description(store.resolve("tumour", version))
+def artifact(base: Path, version: str) -> Artifact:
+    return Artifact.find(Layout(base / "store"), "tumour", version)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_version_predicts_better_than_guessing(built: Path, version: str) -> None:
-    evaluation = description(built, version).package.evaluation
+    evaluation = artifact(built, version).description.package.evaluation
     assert set(evaluation) == {"accuracy", "f1", "roc_auc"}
     # Of the tumours, 63 % are benign.
     assert 0.9 < evaluation["accuracy"] <= 1
@@ -52,20 +51,18 @@ def test_the_packaged_model_has_the_metrics_that_its_description_gives(
     monkeypatch.syspath_prepend(str(EXAMPLE))
     import train  # noqa: PLC0415 # pyright: ignore[reportMissingImports]
 
-    store = Store(built / "store")
-    model = joblib.load(store.unpack(store.resolve("tumour", version), tmp_path / version) / "model.joblib")
-    assert train.evaluate(model, train.load_data()) == description(built, version).package.evaluation
+    model = joblib.load(artifact(built, version).unpack(tmp_path / version) / "model.joblib")
+    assert train.evaluate(model, train.load_data()) == artifact(built, version).description.package.evaluation
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_served_model_names_its_version(built: Path, version: str, tmp_path: Path) -> None:
-    store = Store(built / "store")
-    folder = store.unpack(store.resolve("tumour", version), tmp_path / version)
+    folder = artifact(built, version).unpack(tmp_path / version)
     assert json.loads((folder / "model-settings.json").read_text())["parameters"]["version"] == version
 
 
 def test_the_versions_are_different_models_with_one_signature(built: Path) -> None:
-    one, other = (description(built, version).package for version in VERSIONS)
+    one, other = (artifact(built, version).description.package for version in VERSIONS)
     assert one.signature == other.signature
     assert one.evaluation != other.evaluation
 

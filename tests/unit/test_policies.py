@@ -1,16 +1,20 @@
-"""The rules, on what the single node's components really register, and the pack's config."""
+"""The rules, on what the single node's components really register and check, and the pack's config."""
 
 from __future__ import annotations
 
+import json
+import pickle
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pulumi
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pulumi.runtime.mocks import MockCallArgs, MockResourceArgs, Mocks
 from pulumi.runtime.proto import analyzer_pb2
 
@@ -18,14 +22,28 @@ from infra.contracts import Stack
 from infra.settings import EndpointSettings, PlatformSettings, VersionSettings
 from infra.single_node.endpoint import Endpoint
 from infra.single_node.platform import Platform
-from infra.single_node.version import ServedVersion
+from infra.single_node.version import ModelServers, ServedVersion
+from model_packaging.artifact import Artifact
+from model_packaging.build import build_artifact
+from model_packaging.keys import PrivateKey
+from model_packaging.manifest import GitSource
+from model_packaging.signing import sign
+from model_packaging.stores.layout import Layout
 from policies.__main__ import Pack
-from policies.rules import ROUTER, RULES
+from policies.rules import MODEL_SERVERS, ROUTER, RULES
 
 STACK = Stack(team="diagnostics", name="dev.scan", folder="/srv/project")
 INTERNALS = {"directory": "/srv/project/.state/nodes/dev", "ports": [20000, 20999], "gpus": [], "runtime": "process"}
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 LIMITS = {"cpu": 2, "memory": "2Gi"}
+CLEAN = GitSource(commit="0123456789" * 4, branch="main", dirty=False)
+KEY = PrivateKey(Ed25519PrivateKey.generate())
+PACKAGE = {
+    "framework": {"name": "none", "version": "1"},
+    "training_data": "none",
+    "licence": "Apache-2.0",
+    "samples": [{"prompt": "hello"}],
+}
 
 Violations = dict[str, list[str]]
 
@@ -47,6 +65,10 @@ def violations(make: Callable[[], object]) -> Violations:
     recorder = _Recorder()
     pulumi.runtime.set_mocks(recorder)
     pulumi.runtime.test(make)()
+    for type_, inputs in recorder.registered:
+        if type_ == MODEL_SERVERS:
+            # The engine shows the rules what the provider's check made of the inputs.
+            ModelServers.driver.check({}, inputs)
     found = {
         rule.name: [message for type_, inputs in recorder.registered for message in rule.violations(type_, inputs)]
         for rule in RULES
@@ -60,13 +82,44 @@ def platform(**node: Any) -> Violations:
     return violations(lambda: Platform(STACK, settings))
 
 
-def version(**settings: Any) -> Violations:
+@pytest.fixture
+def store(tmp_path: Path) -> Layout:
+    return Layout(tmp_path / "store")
+
+
+def package(store: Layout, git: GitSource | None = CLEAN, file: str = "weights.txt", content: bytes = b"1") -> Artifact:
+    folder = store.path.parent / "scan"
+    folder.mkdir()
+    (folder / "package.yaml").write_text(
+        json.dumps(PACKAGE | {"allow_pickle": [file] if content[:1] == b"\x80" else []})
+    )
+    (folder / file).write_bytes(content)
+    build_artifact(folder, "scan", "1.0.0", store, git=git)
+    return Artifact.find(store, "scan", "1.0.0")
+
+
+def version(store: Layout, *keys: PrivateKey, **settings: Any) -> Violations:
+    """What the rules say of a version in an environment that trusts these keys and asks for no signature."""
     document = {"environment": "dev", "model": "scan", "version": "1.0.0", "resources": LIMITS} | settings
     validated = VersionSettings.model_validate(document)
-    outputs: Any = {"internals": INTERNALS, "artifact_store": "/srv/project/.state/store"}
+    named = [{"name": f"keys/{number}.pub", "pem": key.public.pem} for number, key in enumerate(keys)]
+    trust = {"required": False, "keys": named, "teams": {}} if keys else None
+    outputs: Any = {
+        "environment": "dev",
+        "internals": INTERNALS,
+        "artifact_store": store.location,
+        "trust": trust,
+    }
     return violations(
         lambda: ServedVersion(STACK, validated, outputs, secret=False),
     )
+
+
+@pytest.fixture
+def signed(store: Layout) -> Layout:
+    """A store with a version that no rule has anything against."""
+    sign(package(store), KEY, "ada@example.org")
+    return store
 
 
 def endpoint(*versions: str, **settings: Any) -> Violations:
@@ -97,24 +150,24 @@ def test_a_router_on_another_address_is_named_with_its_key_and_a_remedy(address:
     assert "write '127.0.0.1'" in message
 
 
-def test_a_version_with_both_limits_is_fine() -> None:
-    assert version() == {}
+def test_a_version_that_is_limited_signed_and_from_a_commit_is_fine(signed: Layout) -> None:
+    assert version(signed, KEY) == {}
 
 
 @pytest.mark.parametrize(("given", "missing"), [({"cpu": 2}, "memory"), ({"memory": "2Gi"}, "cpu")])
-def test_a_version_without_a_limit_is_told_which(given: dict[str, Any], missing: str) -> None:
-    (message,) = version(resources=given)["version-has-limits"]
+def test_a_version_without_a_limit_is_told_which(signed: Layout, given: dict[str, Any], missing: str) -> None:
+    (message,) = version(signed, KEY, resources=given)["version-has-limits"]
     assert message.startswith(f"lepton:version.resources.{missing}: not given: a replica of scan 1.0.0 ")
     assert f"such as '{missing}: 2" in message
 
 
-def test_a_version_without_any_limit_gets_a_message_for_each() -> None:
-    assert len(version(resources={})["version-has-limits"]) == 2
+def test_a_version_without_any_limit_gets_a_message_for_each(signed: Layout) -> None:
+    assert len(version(signed, KEY, resources={})["version-has-limits"]) == 2
 
 
 @pytest.mark.parametrize("image", [DIGEST, f"registry.example.org:5000/scan@{DIGEST}", f"scan:1.0.0@{DIGEST}"])
-def test_an_image_named_by_its_content_is_fine(image: str) -> None:
-    assert version(runtime="docker", image=image) == {}
+def test_an_image_named_by_its_content_is_fine(signed: Layout, image: str) -> None:
+    assert version(signed, KEY, runtime="docker", image=image) == {}
 
 
 @pytest.mark.parametrize(
@@ -126,14 +179,44 @@ def test_an_image_named_by_its_content_is_fine(image: str) -> None:
         ("registry.example.org:5000/team/scan:latest", "registry.example.org:5000/team/scan"),
     ],
 )
-def test_an_image_named_by_a_tag_is_told_the_form_that_lasts(image: str, repository: str) -> None:
-    (message,) = version(runtime="docker", image=image)["image-is-named-by-content"]
+def test_an_image_named_by_a_tag_is_told_the_form_that_lasts(signed: Layout, image: str, repository: str) -> None:
+    (message,) = version(signed, KEY, runtime="docker", image=image)["image-is-named-by-content"]
     assert message.startswith(f"lepton:version.image: given {image!r}: ")
     assert f"'{repository}@sha256:…'" in message
 
 
-def test_an_image_that_the_runtime_does_not_use_is_fine() -> None:
-    assert version(runtime="process", image="scan:1.0.0") == {}
+def test_an_image_that_the_runtime_does_not_use_is_fine(signed: Layout) -> None:
+    assert version(signed, KEY, runtime="process", image="scan:1.0.0") == {}
+
+
+@pytest.mark.parametrize(
+    ("git", "problem"),
+    [
+        (None, "it comes from no Git commit"),
+        (CLEAN.model_copy(update={"dirty": True}), f"it comes from commit {CLEAN.commit} with local changes"),
+    ],
+)
+def test_a_version_that_nobody_can_make_again_is_named(store: Layout, git: GitSource | None, problem: str) -> None:
+    artifact = package(store, git)
+    (message,) = version(store)["version-comes-from-a-commit"]
+    assert message.startswith(f"scan 1.0.0 ({artifact.digest}): {problem}, ")
+
+
+def test_a_version_with_pickled_objects_is_told_which_files(store: Layout) -> None:
+    artifact = package(store, file="model.pkl", content=pickle.dumps({"weights": [1.0]}))
+    (message,) = version(store)["version-has-no-pickles"]
+    assert message.startswith(f"scan 1.0.0 ({artifact.digest}): model.pkl: pickled objects run code")
+
+
+def test_a_version_that_no_trusted_key_signed_is_told_whose_would_count(signed: Layout) -> None:
+    (message,) = version(signed, PrivateKey(Ed25519PrivateKey.generate()))["version-is-signed"]
+    assert "no key that environment dev trusts for team diagnostics has signed it (trusted: keys/0.pub)" in message
+    assert f"lepton package sign scan:1.0.0 --key FILE --store {signed.location}" in message
+
+
+def test_a_version_in_an_environment_without_trusted_keys_is_told_where_to_name_them(signed: Layout) -> None:
+    (message,) = version(signed)["version-is-signed"]
+    assert message.endswith("name the teams' public keys in lepton:platform.trust")
 
 
 def test_an_endpoint_with_failover_is_fine() -> None:

@@ -7,19 +7,19 @@ from pathlib import Path
 
 from infra.files import read_json, write_json
 from infra.single_node.machine.node import Node
-from model_packaging.store import Store
+from model_packaging.artifact import Artifact
 
 
 def model_folder(node: Node, digest: str) -> Path:
     return node.models / digest.removeprefix("sha256:")
 
 
-def unpack(node: Node, store: Store, digest: str, owner: str) -> Path:
-    """Unpacks the artifact for the version `owner`, or verifies what is there. Raises as `Store.unpack`."""
+def unpack(node: Node, artifact: Artifact, owner: str) -> Path:
+    """Unpacks the artifact for the version `owner`, or verifies what is there. Raises as `Artifact.unpack`."""
     with node.locked("models"):
         # Another team's version may be made of the same artifact.
-        write_json(_users(node), read_json(_users(node), {}) | {owner: digest})
-    return store.unpack(digest, model_folder(node, digest))
+        write_json(_users(node), read_json(_users(node), {}) | {owner: artifact.digest})
+    return artifact.unpack(model_folder(node, artifact.digest))
 
 
 def forget(node: Node, owner: str) -> None:

@@ -1,0 +1,1 @@
+"""How the catalogue's tables came about: Alembic migrations, run by `migration.py`."""

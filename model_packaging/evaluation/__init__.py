@@ -1,0 +1,1 @@
+"""Judges model versions on a held-out data set, each through the server that serves it in production."""

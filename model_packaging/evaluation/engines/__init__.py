@@ -1,0 +1,1 @@
+"""Where the versions of one evaluation run: on this machine, or on a Ray cluster."""

@@ -1,0 +1,5 @@
+"""Where artifacts are kept: an OCI image layout on disk, or an OCI registry."""
+
+from model_packaging.stores.store import Entry, Store, open_store
+
+__all__ = ["Entry", "Store", "open_store"]

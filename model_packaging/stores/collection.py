@@ -1,0 +1,91 @@
+"""Garbage collection: what no version of a store needs any more, and how it goes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+from model_packaging.stores.store import Store
+
+_NAMED_ONCE = ("config", "subject")
+_NAMED_AS_LIST = ("layers", "manifests", "blobs")
+_DOCUMENTS = {
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.oci.artifact.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+}
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a collection freed, or with `dry_run` would free."""
+
+    blobs: int = 0
+    """Those that no version, and nothing attached to one, is made of."""
+    uploads: int = 0
+    """Files that processes left which ended on the way."""
+    freed_bytes: int = 0
+    kept: int = 0
+    """Blobs that no version is made of yet, and that someone who writes just now may count on."""
+    note: str | None = None
+    """What is left for others to free."""
+
+
+def collect(store: Store, *, dry_run: bool = False) -> Collected:
+    """Frees what deleted versions were made of, and never what one in the store, or one on its way in, is made of.
+
+    It may run beside builds, copies and other collections; it waits for none of them, and a build that begins
+    meanwhile waits until it is done.
+
+    Raises:
+        StoreDamaged, BlobMissing, DigestMismatch: a manifest in the store can't be read, so nobody can say which blobs
+            are in use; nothing was freed.
+    """
+    from model_packaging.stores.layout import Layout  # noqa: PLC0415 - it imports this module
+
+    if isinstance(store, Layout):
+        return store.collect(dry_run=dry_run)
+    return Collected(
+        note=f"{store.location} is a registry: the manifests of deleted versions are gone from it, and their blobs go "
+        "when its operator runs the registry's own garbage collection"
+    )
+
+
+def reachable(roots: Iterable[Any], read: Callable[[str], bytes]) -> set[str]:
+    """The digests of all blobs that descriptors lead to.
+
+    Args:
+        roots: OCI descriptors, such as an index holds.
+        read: Gives the document of a digest.
+    """
+    found, due = set[str](), list(_descriptors(roots))
+    while due:
+        kind, digest = due.pop()
+        if digest in found:
+            continue
+        found.add(digest)
+        if kind in _DOCUMENTS:
+            due.extend(_named_in(json.loads(read(digest))))
+    return found
+
+
+def _named_in(document: Any) -> Iterator[tuple[str, str]]:
+    if not isinstance(document, dict):
+        return
+    members = cast("dict[str, Any]", document)
+    yield from _descriptors(members.get(key) for key in _NAMED_ONCE)
+    for key in _NAMED_AS_LIST:
+        listed = members.get(key)
+        yield from _descriptors(cast("list[Any]", listed) if isinstance(listed, list) else ())
+
+
+def _descriptors(given: Iterable[Any]) -> Iterator[tuple[str, str]]:
+    """Media type and digest of what are descriptors."""
+    for descriptor in given:
+        if isinstance(descriptor, dict):
+            members = cast("dict[str, Any]", descriptor)
+            yield str(members.get("mediaType")), str(members.get("digest"))
