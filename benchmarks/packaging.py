@@ -39,7 +39,15 @@ GOAL_COPY = 0.15
 PACKAGE = "framework: {name: none, version: '1'}\ntraining_data: random\nlicence: MIT\nsamples: [{prompt: hello}]\n"
 
 
-def run(directory: Path, rounds: int, seconds: float, progress: Progress, *, size_bytes: int = SIZE_BYTES) -> Result:
+def run(
+    directory: Path,
+    rounds: int,
+    seconds: float,
+    progress: Progress,
+    *,
+    size_bytes: int = SIZE_BYTES,
+    docker: bool = True,
+) -> Result:
     del seconds
     bench = _Bench(directory, size_bytes)
     needed = 6 * size_bytes
@@ -66,7 +74,7 @@ def run(directory: Path, rounds: int, seconds: float, progress: Progress, *, siz
         parts.append({name: measure() for name, measure in order})
     once = {"tar | gzip": bench.tar_gzip()}
     try:
-        once["docker build"] = bench.docker_build()
+        once |= {"docker build": bench.docker_build()} if docker else {}
     except (MissingToolError, NoEngineError) as missing:
         result.left_out.append(f"a Docker image build: {missing}")
     _report(result, parts, once)

@@ -74,10 +74,11 @@ def _check(releases: Releases, project: Project, stack: StackConfig, requests: i
     settings = stack.endpoint
     url = releases.pulumi(stack).outputs()["url"]
     baseline = project.version_of(stack, settings.baseline_version).version
-    path = request_path(baseline.server.protocol, settings.model)
     store = open_store(releases.platform(settings.environment)["artifact_store"])
     artifact = Artifact.find(store, settings.model, settings.baseline_version)
-    sample = dict(artifact.description.package.samples[0])
+    package = artifact.description.package
+    path = request_path(package.serving(baseline.server).protocol, settings.model)
+    sample = dict(package.samples[0])
     split = measure_split(url + path, sample, requests) if requests else None
     return {
         "endpoint": stack.address,

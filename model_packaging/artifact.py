@@ -78,7 +78,17 @@ class Artifact:
             raise NotInStore(
                 f"{digest!r} is no digest; one is 'sha256:' and 64 lower-case hexadecimal digits"
             ) from None
-        manifest = _parse(store, Manifest, store.read_manifest(model, digest), f"the manifest {digest}")
+        return cls.of(store, model, store.read_manifest(model, digest))
+
+    @classmethod
+    def of(cls, store: Store, model: str, content: bytes) -> Artifact:
+        """The artifact of `model` with that manifest, which may be on its way in: the store has its config.
+
+        Raises:
+            BlobMissing, DigestMismatch, StoreDamaged
+        """
+        digest = digest_of(content)
+        manifest = _parse(store, Manifest, content, f"the manifest {digest}")
         config = _config(store, model, manifest)
         try:
             files = read_files(manifest, config)

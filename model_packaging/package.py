@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BeforeValidator, Field, FiniteFloat, JsonValue, StringConstraints, field_validator, model_validator
 
 from infra.settings.values import Bytes, Settings
-from infra.settings.version import Server
+from infra.settings.version import Server, ServerSettings, mlserver
 from model_packaging.errors import FolderRefused
 
 PACKAGE_FILE = "package.yaml"
@@ -127,6 +127,10 @@ class Package(Settings):
                     f"sample {number} holds NaN or an infinity, which JSON can't say; use a finite number"
                 ) from None
         return samples
+
+    def serving(self, configured: ServerSettings | None = None) -> ServerSettings:
+        """What serves it: what a version stack's config says, or else the package, or else MLServer."""
+        return configured or self.server or mlserver()
 
     @model_validator(mode="after")
     def _samples_fit_the_signature(self) -> Package:

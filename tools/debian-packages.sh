@@ -4,7 +4,8 @@
 # Only as root on Debian, and only where nobody minds: in CI (CI=true), with LEPTON_INSTALL_DEBIAN=1, or for what the
 # set-up can't do without (--required). Elsewhere it says what is missing, and what uses that is skipped.
 set -euo pipefail
-PATH=$PATH:/usr/sbin:/sbin  # daemons are there, and a user's PATH may lack them
+# Daemons are there, and a user's PATH may lack them.
+PATH=$PATH:/usr/sbin:/sbin$(printf ':%s' /usr/lib/postgresql/*/bin)
 
 required=
 if [[ $1 == --required ]]; then required=1; shift; fi

@@ -43,7 +43,7 @@ def evaluate(
     ] = None,
     objective: Annotated[
         str | None,
-        typer.Option(help="Choose the decision threshold: f1, youden, recall@precision>=0.9, cost(fp=1,fn=5)."),
+        typer.Option(help="Choose the decision threshold: f1, youden, recall@precision=0.9, cost:fp=1,fn=5."),
     ] = None,
     option: Annotated[
         list[str] | None,

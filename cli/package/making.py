@@ -16,7 +16,7 @@ from cli.package.shared import (
     StoreOption,
     VersionArgument,
     check_name,
-    open_catalogue_if_any,
+    open_claiming_store,
     open_store,
     parse_name,
     who,
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from model_packaging.artifact import Artifact
-    from model_packaging.build import Built
 
 
 def build(
@@ -60,9 +59,11 @@ def build(
     from model_packaging.git import git_source  # noqa: PLC0415
     from model_packaging.memory import Memory  # noqa: PLC0415
 
-    target = open_store(store)
     git = git_source(source or Path.cwd())
-    with output.bar(f"packaging {name}", quiet=as_json, in_bytes=True) as progress:
+    with (
+        open_claiming_store(store, catalogue, who(by)) as (target, registered),
+        output.bar(f"packaging {name}", quiet=as_json, in_bytes=True) as progress,
+    ):
         built = build_artifact(
             folder,
             model,
@@ -74,7 +75,6 @@ def build(
             memory=None if reread else Memory.of_user(),
             progress=progress,
         )
-    registered = _register(built, target.location, catalogue, who(by))
     if as_json:
         document = {
             "digest": built.digest,
@@ -177,16 +177,6 @@ def key(
         f"environments\n{made.fingerprint}",
         as_json=as_json,
     )
-
-
-def _register(built: Built, store: str, catalogue: str | None, person: str) -> str | None:
-    """Takes the version into the catalogue, where there is one; returns its location."""
-    opened = open_catalogue_if_any(catalogue)
-    if opened is None:
-        return None
-    with opened:
-        opened.register(built.description, built.digest, built.size_bytes, store, who=person)
-        return opened.location
 
 
 def _signer(artifact: Artifact, keys: list[Path]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,8 +16,8 @@ from cli.package.shared import (
     CatalogueOption,
     StoreOption,
     VersionArgument,
-    claiming,
     open_catalogue_if_any,
+    open_claiming_store,
     open_store,
     parse_name,
     who,
@@ -38,16 +39,15 @@ def copy(
     named = parse_name(name)
     from model_packaging.stores.copying import copy_version  # noqa: PLC0415
 
-    source, target = open_store(store), open_store(to)
     with (
-        claiming(catalogue, target.location, who(by)) as claim,
+        open_claiming_store(to, catalogue, who(by)) as (target, _),
         output.bar(f"copying {named}", quiet=as_json, in_bytes=True) as progress,
     ):
-        copied = copy_version(source, target, *named, claim=claim, progress=progress)
+        copied = copy_version(open_store(store), target, *named, progress=progress)
     output.result(
-        {**named._asdict(), "store": target.location, **copied.summary()},
-        f"{named} is in {target.location}: {output.size(copied.bytes_sent)} sent, "
-        f"{output.size(copied.bytes_present)} were there\n{copied.digest}",
+        {**asdict(copied), "store": target.location},
+        f"{named} is in {target.location}: {output.size(copied.sent_bytes)} sent, "
+        f"{output.size(copied.present_bytes)} were there\n{copied.digest}",
         as_json=as_json,
     )
 

@@ -16,7 +16,7 @@ from infra.errors import UserError
 
 if TYPE_CHECKING:
     from model_packaging.catalogue.catalogue import Catalogue
-    from model_packaging.stores import Store
+    from model_packaging.stores.store import Claim, Store
 
 VersionArgument = Annotated[str, typer.Argument(metavar="MODEL:VERSION", help="Such as tumour:1.0.0.")]
 StoreOption = Annotated[
@@ -24,7 +24,7 @@ StoreOption = Annotated[
     typer.Option(
         envvar="LEPTON_STORE",
         metavar="STORE",
-        help="The store: a folder, or oci://HOST/PREFIX. Default: .state/store in the project.",
+        help="The store: a folder, or oci://HOST[:PORT]/PREFIX. Default: .state/store in the project.",
     ),
 ]
 CatalogueOption = Annotated[
@@ -74,11 +74,11 @@ def check_name(model: str, version: str) -> VersionName:
     return VersionName(model, version)
 
 
-def open_store(location: str | None) -> Store:
+def open_store(location: str | None, claim: Claim | None = None) -> Store:
     """The store at a location, or the project's. Raises NotInProjectError where neither is there."""
     from model_packaging import stores  # noqa: PLC0415
 
-    return stores.open_store(location or str(_project_root() / ".state" / "store"))
+    return stores.open_store(location or str(_project_root() / ".state" / "store"), claim)
 
 
 def open_catalogue(url: str | None) -> Catalogue:
@@ -130,5 +130,13 @@ def _project_root() -> Path:
 
 
 @contextmanager
-def claiming(catalogue: str | None, location: str, person: str) -> Iterator[None]:
-    yield
+def open_claiming_store(location: str | None, catalogue: str | None, person: str) -> Iterator[tuple[Store, str | None]]:
+    """A store that registers each version it takes, where there is a catalogue; and that one's location."""
+    opened = open_catalogue_if_any(catalogue)
+    if opened is None:
+        yield open_store(location), None
+        return
+    from model_packaging.catalogue.claims import claim_for  # noqa: PLC0415
+
+    with opened:
+        yield open_store(location, claim_for(opened, person)), opened.location

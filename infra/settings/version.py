@@ -129,7 +129,8 @@ class VersionSettings(Settings):
     version: SemanticVersion
     artifact: Digest | None = None
     """The artifact's digest; left out, the one that the environment's store has for this model and version."""
-    server: Server = Field(default_factory=mlserver)
+    server: Server | None = None
+    """Default: what the artifact names, or else MLServer."""
     replicas: int = Field(default=1, ge=0, le=100, strict=True)
     resources: Resources = Field(default_factory=Resources)
     env: Environment = {}

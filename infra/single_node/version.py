@@ -31,7 +31,7 @@ class ServedVersion(pulumi.ComponentResource):
     def __init__(self, stack: Stack, settings: VersionSettings, platform: PlatformExports, *, secret: bool) -> None:
         super().__init__("lepton:single-node:ServedVersion", stack.name)
         # Both may hold what nobody should read in the state.
-        server, env = settings.server.model_dump(mode="json"), settings.env
+        server, env = settings.server and settings.server.model_dump(mode="json"), settings.env
         servers = ModelServers(
             f"{stack.name}-servers",
             {
@@ -61,7 +61,7 @@ class ServedVersion(pulumi.ComponentResource):
             "version": settings.version,
             "artifact_digest": servers.digest,
             "git_commit": servers.git_commit,
-            "backend": {"protocol": settings.server.protocol, "grpc": settings.server.grpc},
+            "backend": servers.backend,
             "desired_replicas": settings.replicas,
             "ready_replicas": servers.ready_replicas,
         }
@@ -69,7 +69,7 @@ class ServedVersion(pulumi.ComponentResource):
 
 
 class _ModelServersDriver(Driver):
-    outputs = ("git_commit", "ready_replicas")
+    outputs = ("backend", "git_commit", "ready_replicas")
     notes = ("git_dirty", "pickles", "signed_by", "trust")
 
     def identity(self, props: Properties) -> str:
@@ -89,6 +89,8 @@ class _ModelServersDriver(Driver):
                 "a version is immutable, so give the new artifact a new version"
             )
         props.update(_provenance(artifact, signed_by(artifact, props.get("trust"))), digest=found)
+        if props.get("server") is None:
+            props["server"] = artifact.description.package.serving().model_dump(mode="json")
         props.setdefault("runtime", props["node"]["runtime"])
         if props["runtime"] == "docker" and "image" not in props:
             raise NodeError("lepton:version.image: the node's runtime is docker, so a version needs an image")
@@ -109,6 +111,7 @@ class _ModelServersDriver(Driver):
                 models.forget(node, spec.owner)
             raise
         return props | {
+            "backend": {"protocol": spec.server.protocol, "grpc": spec.server.grpc},
             "git_commit": git.commit if git else None,
             "ready_replicas": len(replicas),
         }
@@ -133,6 +136,7 @@ class ModelServers(MachineResource, module="single-node", name="ModelServers"):
     """The replicas of one model version, and the router's cluster of them."""
 
     driver = _ModelServersDriver()
+    backend: pulumi.Output[dict[str, Any]]
     digest: pulumi.Output[str]
     git_commit: pulumi.Output[str | None]
     ready_replicas: pulumi.Output[int]

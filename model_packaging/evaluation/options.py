@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from infra.settings.values import Digest, Seconds, Settings
-from infra.settings.version import ServerSettings, mlserver
+from infra.settings.version import ServerSettings
 from model_packaging.evaluation.objectives import Objective
 from model_packaging.manifest import VersionName
 from model_packaging.package import Package, Text
@@ -34,7 +34,7 @@ class EvaluationRequest(VersionName):
 
     @property
     def serving(self) -> ServerSettings:
-        return self.server or self.package.server or mlserver()
+        return self.package.serving(self.server)
 
 
 class Options(Settings):

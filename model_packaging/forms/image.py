@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from infra.settings.version import ServerSettings, mlserver
+from infra.settings.version import ServerSettings
 from model_packaging.artifact import Artifact
 from model_packaging.errors import ExportRefused
 from model_packaging.manifest import Files
@@ -119,7 +119,7 @@ def container(artifact: Artifact, form: Image) -> Container:
         ExportRefused: a variable's name is none.
     """
     said = artifact.description
-    server = form.server or said.package.server or mlserver()
+    server = said.package.serving(form.server)
     for name in server.env:
         if not _VARIABLE.fullmatch(name):
             raise ExportRefused(f"env: given {name!r}: a variable's name has letters, digits, '_', '.' and '-' alone")

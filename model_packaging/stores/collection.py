@@ -32,7 +32,7 @@ class Collected:
     kept: int = 0
     """Blobs that no version is made of yet, and that someone who writes just now may count on."""
     note: str | None = None
-    """What is left for others to free."""
+    """Why there is more than this, that was left."""
 
 
 def collect(store: Store, *, dry_run: bool = False) -> Collected:

@@ -16,35 +16,19 @@ from pydantic import TypeAdapter, ValidationError
 
 from infra.settings.values import Digest
 from model_packaging.digests import copy, digest_of
-from model_packaging.errors import (
-    BlobMissing,
-    DigestMismatch,
-    ManifestRefused,
-    NotInStore,
-    StoreDamaged,
-    VersionExists,
-)
+from model_packaging.errors import BlobMissing, DigestMismatch, NotInStore, StoreDamaged, VersionExists
 from model_packaging.folders import sync_folder, writing_to
-from model_packaging.manifest import (
-    INDEX_TYPE,
-    MANIFEST_TYPE,
-    REF_NAME,
-    ImageManifest,
-    Manifest,
-    VersionName,
-    canonical,
-    parse_document,
-)
+from model_packaging.manifest import INDEX_TYPE, MANIFEST_TYPE, REF_NAME, ImageManifest, canonical
 from model_packaging.semver import is_semantic, precedence
 from model_packaging.stores.collection import Collected, reachable
-from model_packaging.stores.store import Entry
+from model_packaging.stores.offered import attachment_tag, attachment_tags, parse_attachment, parse_version
+from model_packaging.stores.store import Claim, Entry
 from model_packaging.stores.writers import Upload, lease, new_upload, oldest_lease, remove_dead
 
 _LARGEST_DOCUMENT = 64 << 20
 _LAYOUT = {"imageLayoutVersion": "1.0.0"}
 _DIGEST = TypeAdapter[str](Digest)
 _BLOB_NAME = re.compile(r"[0-9a-f]{64}")
-_KIND = re.compile(r"[a-z][a-z0-9]*")
 
 Descriptor = dict[str, Any]
 
@@ -56,9 +40,12 @@ class Layout:
     on disk before it is named: after a power cut as after a kill, a version is there whole or not at all.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, claim: Claim | None = None) -> None:
+        """`claim` makes sure, for all stores, that a version is put with the same bytes only."""
         self.path = path
+        self._claim = claim
         self._marker = path / "oci-layout"
+        self._index_file = path / "index.json"
         self._blobs = path / "blobs" / "sha256"
         self._uploads = path / ".uploads"
         self._leases = path / ".leases"
@@ -85,12 +72,7 @@ class Layout:
         return self._digest_in(descriptor)
 
     def put(self, model: str, version: str, manifest: bytes) -> bool:
-        name = f"{model}:{version}"
-        try:
-            VersionName(model=model, version=version)
-        except ValidationError as error:
-            raise ManifestRefused(f"{name!r} can't name a version: {error.errors()[0]['msg']}") from None
-        document = _parse(Manifest, manifest, f"what is offered as {model} {version} is no model's manifest")
+        document, name = parse_version(model, version, manifest), f"{model}:{version}"
         digest = digest_of(manifest)
         with self._locked():
             index = self._index()
@@ -98,19 +80,18 @@ class Layout:
             if stored is not None and stored.get("digest") != digest:
                 raise VersionExists(self.location, model, version, str(stored.get("digest")), digest)
             self._keep_manifest(document, manifest)
+            if self._claim is not None:
+                self._claim(self, model, version, manifest)
             if stored is None:
                 self._write_index([*index, _descriptor(name, document, manifest)])
         return stored is None
 
     def attachment(self, model: str, digest: str, kind: str) -> bytes | None:
-        descriptor = _named(_attached(model, digest, kind), self._index())
+        descriptor = _named(f"{model}:{attachment_tag(digest, kind)}", self._index())
         return None if descriptor is None else self.read_manifest(model, self._digest_in(descriptor))
 
     def attach(self, model: str, digest: str, kind: str, manifest: bytes, replacing: bytes | None) -> bool:
-        if not _KIND.fullmatch(kind):
-            raise ManifestRefused(f"{kind!r} is no kind of attachment; one is a word in lower case, such as 'sig'")
-        document = _parse(ImageManifest, manifest, f"what is to be attached to {model} {digest} is no image manifest")
-        name = _attached(model, digest, kind)
+        document, name = parse_attachment(model, digest, manifest), f"{model}:{attachment_tag(digest, kind)}"
         with self._locked():
             if self.attachment(model, digest, kind) != replacing:
                 return False
@@ -124,7 +105,7 @@ class Layout:
             raise NotInStore.version(self.location, model, version, [])
         with self._locked():
             digest, index = self.resolve(model, version), self._index()
-            attached = _attached(model, digest, "")
+            attached = f"{model}:{attachment_tags(digest)}"
             is_last = [entry.digest for entry in self.entries(model)].count(digest) == 1
             self._write_index(
                 [
@@ -197,6 +178,9 @@ class Layout:
         if not self._marker.is_file():
             return Collected()
         with self._locked():
+            if not self._index_file.exists():
+                # Lost, or never written: a collection must not be what makes the loss final.
+                return Collected(note=f"{self.path} has no index.json yet to say what is in use: nothing was freed")
             in_use = self._in_use()
             began = oldest_lease(self._leases)
             removed, kept = list[int](), 0
@@ -274,7 +258,7 @@ class Layout:
             self.path.mkdir(parents=True, exist_ok=True)
             found = {name for name in os.listdir(self.path) if not name.startswith(".")}
         # Two may be at it at once.
-        others = sorted(found - {"blobs", "index.json", self._marker.name})
+        others = sorted(found - {"blobs", self._index_file.name, self._marker.name})
         if others:
             raise StoreDamaged(
                 f"{self.path} holds {others[0]!r} and is no store (an OCI image layout has a file "
@@ -294,7 +278,7 @@ class Layout:
             upload.publish(place)
 
     def _index(self) -> list[Descriptor]:
-        file = self.path / "index.json"
+        file = self._index_file
         try:
             content = file.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
@@ -313,7 +297,7 @@ class Layout:
     def _write_index(self, descriptors: list[Descriptor]) -> None:
         sync_folder(self._blobs)
         index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": descriptors}
-        self._write(self.path / "index.json", canonical(index))
+        self._write(self._index_file, canonical(index))
         sync_folder(self.path)
 
     def _digest_in(self, descriptor: Descriptor) -> str:
@@ -338,13 +322,6 @@ class Layout:
                 os.close(lock)
 
 
-def _parse(kind: type[ImageManifest], content: bytes, what: str) -> ImageManifest:
-    try:
-        return parse_document(kind, content)
-    except ValueError as error:
-        raise ManifestRefused(f"{what}: {error}") from None
-
-
 def _is_file(path: Path) -> bool:
     try:
         return stat.S_ISREG(path.lstat().st_mode)
@@ -360,11 +337,6 @@ def _ref_name(descriptor: Descriptor) -> str | None:
     annotations = descriptor.get("annotations")
     name = cast("Descriptor", annotations).get(REF_NAME) if isinstance(annotations, dict) else None
     return name if isinstance(name, str) else None
-
-
-def _attached(model: str, digest: str, kind: str) -> str:
-    """https://github.com/sigstore/cosign/blob/main/specs/SIGNATURE_SPEC.md, tag-based discovery."""
-    return f"{model}:{digest.replace(':', '-')}.{kind}"
 
 
 def _descriptor(name: str, document: ImageManifest, manifest: bytes) -> Descriptor:

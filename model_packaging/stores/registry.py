@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -33,7 +33,7 @@ from model_packaging.folders import writing_to
 from model_packaging.manifest import MANIFEST_TYPE, ImageManifest, Manifest, VersionName, parse_document
 from model_packaging.semver import is_semantic, precedence
 from model_packaging.stores.locks import machine_lock
-from model_packaging.stores.store import PLAIN_REGISTRY_SCHEME, REGISTRY_SCHEME, Entry, Store
+from model_packaging.stores.store import PLAIN_REGISTRY_SCHEME, REGISTRY_SCHEME, Claim, Entry, Store
 from model_packaging.stores.transport import Answer, Patience, Refused, Transport
 from model_packaging.stores.verified import VerifiedStream
 from model_packaging.threads import threads
@@ -51,11 +51,6 @@ _UPLOAD_LOST = {400, 404, 416}
 """What registries answer that no longer know, or no longer understand, where an upload stands."""
 _UPLOAD_TYPE = {"Content-Type": "application/octet-stream"}
 _ACCEPT = {"Accept": MANIFEST_TYPE}
-
-Claim = Callable[[str, str, str], object]
-"""Told model, version and digest before the tag is written; raises VersionExists where other bytes have the name.
-
-It is called with a lock held, and so asks nothing of this store that takes one."""
 
 
 class Registry:
@@ -112,7 +107,7 @@ class Registry:
             self._refuse_other(model, version, digest)
             self._require_blobs(model, document)
             if self._claim is not None:
-                self._claim(model, version, digest)
+                self._claim(self, model, version, manifest)
             # Again, as the blobs may have taken a while, and other machines don't know our lock.
             if self._refuse_other(model, version, digest):
                 return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
@@ -97,7 +97,10 @@ class Store(Protocol):
         ...
 
     def attachment(self, model: str, digest: str, kind: str) -> bytes | None:
-        """The manifest that is kept beside an artifact under the tag `sha256-HEX.KIND`, as cosign does; verified."""
+        """The manifest that is kept beside an artifact under the tag `sha256-HEX.KIND`, as cosign does; verified.
+
+        None where there is none.
+        """
         ...
 
     def attach(self, model: str, digest: str, kind: str, manifest: bytes, replacing: bytes | None) -> bool:
@@ -127,7 +130,12 @@ class Store(Protocol):
         ...
 
 
-def open_store(location: str | Path) -> Store:
+Claim = Callable[[Store, str, str, bytes], object]
+"""Told the store, model, version and manifest before the version is there; raises VersionExists where other bytes have
+the name elsewhere. It may read the store, and not change it."""
+
+
+def open_store(location: str | Path, claim: Claim | None = None) -> Store:
     """The store at a location: a folder's path, or `oci://HOST[:PORT]/PREFIX` for a registry
     (`oci+http://…` where it speaks plain HTTP).
 
@@ -137,7 +145,7 @@ def open_store(location: str | Path) -> Store:
     if str(location).startswith((REGISTRY_SCHEME, PLAIN_REGISTRY_SCHEME)):
         from model_packaging.stores.registry import Registry  # noqa: PLC0415 - slow to import
 
-        return Registry(str(location))
+        return Registry(str(location), claim=claim)
     from model_packaging.stores.layout import Layout  # noqa: PLC0415
 
-    return Layout(Path(location))
+    return Layout(Path(location), claim=claim)

@@ -16,7 +16,8 @@ from tests.catalogue import servers
 NewDatabase = Callable[[], str]
 """Makes an empty database, and returns its URL."""
 
-_MODELS = itertools.count()
+# Counted for the whole process: a fixture with parameters is made again for each, the servers are not.
+_MODELS, _DATABASES = itertools.count(), itertools.count()
 
 
 @pytest.fixture(scope="session")
@@ -31,12 +32,11 @@ def mariadb() -> Iterator[servers.Server]:
 
 @pytest.fixture(scope="session", params=["sqlite", "postgresql", "mariadb"])
 def new_database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> NewDatabase:
-    numbers = itertools.count()
     if request.param == "sqlite":
         folder: Path = tmp_path_factory.mktemp("databases")
-        return lambda: f"sqlite:///{folder}/{next(numbers)}.sqlite"
+        return lambda: f"sqlite:///{folder}/{next(_DATABASES)}.sqlite"
     server: servers.Server = request.getfixturevalue(request.param)
-    return lambda: server.create(f"test{next(numbers)}")
+    return lambda: server.create(f"test{next(_DATABASES)}")
 
 
 @pytest.fixture(scope="module")

@@ -25,9 +25,9 @@ from model_packaging.catalogue.search import count
 from model_packaging.catalogue.tables import REVISION, REVISION_TABLE, Base
 from model_packaging.errors import CatalogueFailed
 from tests.catalogue.conftest import NewDatabase
-from tests.catalogue.processes import at_once
 from tests.catalogue.servers import PASSWORD, Server
 from tests.catalogue.versions import register
+from tests.processes import at_once
 
 SECRETS = (PASSWORD, "s3cr%25t%2Fp%40ss%3Aword", "s3cr")
 

@@ -13,8 +13,8 @@ from model_packaging.catalogue.query import Query
 from model_packaging.errors import NotInCatalogue, RecordRefused, VersionExists
 from model_packaging.lifecycle import Stage
 from tests.catalogue.conftest import NewDatabase
-from tests.catalogue.processes import at_once
 from tests.catalogue.versions import COMMIT, SIGNATURE, STORE, describe, digest, register
+from tests.processes import at_once
 
 CLAIMANTS = 4
 CLAIMED_VERSIONS = 10

@@ -17,8 +17,8 @@ from model_packaging.catalogue.records import VersionRecord
 from model_packaging.errors import ApprovalRefused, NotInCatalogue, RecordRefused, TransitionRefused
 from model_packaging.lifecycle import Share, Stage
 from tests.catalogue.conftest import NewDatabase
-from tests.catalogue.processes import FORK, at_once
 from tests.catalogue.versions import register
+from tests.processes import FORK, at_once
 
 KILLS = 12
 LONGEST_SECONDS = 0.02

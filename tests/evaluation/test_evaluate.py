@@ -327,7 +327,7 @@ def evaluating(version: Version, table: Path, tmp_path: Path) -> Any:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     ) as process:
-        until((request.folder / "requests.jsonl").exists, 30, what="the first request")
+        until((request.folder / "requests.jsonl").exists, 60, what="the first request")
         yield process, request, scratch
         process.kill()
 

@@ -79,7 +79,7 @@ def test_a_worker_that_is_killed_fails_its_version_and_takes_its_server_along(ve
     killed: list[int] = []
 
     def kill_worker() -> None:
-        until((hanging.folder / "requests.jsonl").exists, 30, what="the first request")
+        until((hanging.folder / "requests.jsonl").exists, 60, what="the first request")
         server = psutil.Process(int((hanging.folder / "server.pid").read_text()))
         guard = server.parent()
         assert guard is not None

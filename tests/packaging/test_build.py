@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,10 +18,11 @@ import yaml
 from infra.settings.loading import SettingsError
 from model_packaging.artifact import Artifact
 from model_packaging.build import PART_BYTES, build_artifact
-from model_packaging.errors import FolderRefused
+from model_packaging.errors import FolderRefused, PickleRefused
 from model_packaging.files import Stretch, list_files
 from model_packaging.layers import Form
 from model_packaging.manifest import GitSource
+from model_packaging.sources.findings import Findings
 from model_packaging.stores.layout import Layout
 from tests.packaging.model_folders import blob, leftovers, tree
 
@@ -113,6 +115,40 @@ def test_progress_ends_with_every_byte_of_the_files(folder: Path, store: Layout)
     build_artifact(folder, "tumour", "1.0.0", store, progress=lambda done, total: told.append((done, total)))
     assert told[-1] == (16, 16)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+# What the files say
+
+
+def test_a_pickle_is_refused_and_nothing_is_stored(folder: Path, store: Layout) -> None:
+    (folder / "model.joblib").write_bytes(pickle.dumps({"weights": [1, 2, 3]}))
+    with pytest.raises(PickleRefused, match=r"model\.joblib is a pickle"):
+        build_artifact(folder, "tumour", "1.0.0", store)
+    assert not store.path.exists()
+
+
+def test_a_pickle_that_is_allowed_by_name_is_recorded_for_policies_to_see(tmp_path: Path, store: Layout) -> None:
+    folder = make_folder(tmp_path / "model", package_with(allow_pickle=["sub/model.bin"]))
+    (folder / "sub" / "model.bin").write_bytes(pickle.dumps({"weights": [1, 2, 3]}))
+    build_artifact(folder, "tumour", "1.0.0", store)
+    assert Artifact.find(store, "tumour", "1.0.0").description.pickles == ("sub/model.bin",)
+
+
+def test_what_the_files_say_themselves_need_not_be_written(tmp_path: Path, store: Layout) -> None:
+    folder = make_folder(tmp_path / "model", package_with(licence=None))
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# About\n")
+    build_artifact(folder, "tumour", "1.0.0", store)
+    assert Artifact.find(store, "tumour", "1.0.0").description.package.licence == "Apache-2.0"
+
+
+def test_what_the_place_says_that_files_were_fetched_from_counts_before_the_files(
+    tmp_path: Path, store: Layout
+) -> None:
+    folder = make_folder(tmp_path / "model", package_with(licence=None))
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# About\n")
+    build_artifact(folder, "tumour", "1.0.0", store, found=Findings(licence="MIT", git=GIT))
+    description = Artifact.find(store, "tumour", "1.0.0").description
+    assert (description.package.licence, description.git) == ("MIT", GIT)
 
 
 # Parts
@@ -364,6 +400,12 @@ def test_a_folder_that_changes_while_it_is_read_is_refused(
         build_artifact(folder, "tumour", "1.0.0", store, progress=Meddler())
     assert list(store.entries()) == []
     assert not leftovers(store.path)
+
+
+def test_a_file_that_changes_under_the_hands_of_who_reads_it_is_refused(folder: Path) -> None:
+    file = next(file for file in list_files(folder) if file.path.name == "model.bin")
+    with pytest.raises(FolderRefused, match="changed while it was read"), file.opened(0, 7, lambda _: None):
+        append(folder)
 
 
 def test_a_file_that_cannot_be_read_is_refused_and_named(tmp_path: Path) -> None:

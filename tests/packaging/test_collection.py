@@ -19,6 +19,7 @@ from model_packaging.build import build_artifact
 from model_packaging.errors import BlobMissing, DigestMismatch, PackagingError
 from model_packaging.manifest import INDEX_TYPE, canonical
 from model_packaging.memory import Memory
+from model_packaging.stores import open_store
 from model_packaging.stores.collection import Collected, collect
 from model_packaging.stores.layout import Layout
 from tests.packaging.model_folders import FILES, blob, build, layer_blob, leftovers, make_folder, tree, visible
@@ -95,6 +96,13 @@ def test_a_folder_that_is_no_store_is_left_alone(tmp_path: Path) -> None:
     assert tree(tmp_path) == before
 
 
+def test_the_blobs_of_a_registry_are_left_to_its_operator() -> None:
+    freed = collect(open_store("oci://localhost:1/models"))
+    assert (freed.blobs, freed.freed_bytes) == (0, 0)
+    assert freed.note is not None
+    assert "oci://localhost:1/models is a registry" in freed.note
+
+
 # What is attached, and what others keep there
 
 
@@ -168,6 +176,15 @@ def test_nothing_is_freed_while_a_manifest_cannot_be_read(
     store.delete("tumour", "1.1.0")
     collect(store)
     assert blobs(store) == set()
+
+
+def test_a_store_that_lost_its_index_does_not_lose_its_blobs_too(store: Layout, two: list[str]) -> None:
+    (store.path / "index.json").unlink()
+    before = visible(store.path)
+    freed = collect(store)
+    assert freed.note is not None
+    assert "no index.json" in freed.note
+    assert visible(store.path) == before
 
 
 def test_files_that_are_no_blobs_are_left_alone(store: Layout, two: list[str]) -> None:

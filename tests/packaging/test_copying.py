@@ -29,10 +29,10 @@ from model_packaging.signing import TrustedKey, sign, signatures, verify_signatu
 from model_packaging.stores import Store
 from model_packaging.stores.copying import copy_model, copy_version
 from model_packaging.stores.layout import Layout
-from tests.catalogue.processes import FORK
 from tests.deadline import until
 from tests.packaging.model_folders import FILES, build, layer_blob, make_folder, tree, visible
 from tests.packaging.registry_server import Server, proxy_to, serving
+from tests.processes import FORK
 
 KIB, MIB = 1 << 10, 1 << 20
 KILLS = 25

@@ -33,11 +33,11 @@ from model_packaging.stores import open_store
 from model_packaging.stores.layout import Layout
 from model_packaging.stores.registry import Registry
 from model_packaging.stores.transport import Patience
-from tests.catalogue.processes import at_once
 from tests.packaging.model_folders import FILES, build, make_folder, tree
 from tests.packaging.registry_server import HASTY, PASSWORD, USERNAME, Server, proxy_to, serving
 from tests.packaging.scripted_server import Reply, Request, answering
 from tests.packaging.tokens import TokenServer
+from tests.processes import at_once
 
 MIB = 1 << 20
 
@@ -178,8 +178,8 @@ def test_of_pushes_at_once_with_other_bytes_one_has_the_version(server: Server, 
 
 
 def test_a_claim_that_is_refused_leaves_no_tag(server: Server, prefix: str, folder: Path) -> None:
-    def claim(model: str, version: str, digest: str) -> None:
-        raise VersionExists("the catalogue", model, version, "sha256:other", digest)
+    def claim(_: object, model: str, version: str, manifest: bytes) -> None:
+        raise VersionExists("the catalogue", model, version, "sha256:other", digest_of(manifest))
 
     with pytest.raises(VersionExists, match="the catalogue"):
         build(folder, server.store(prefix, claim=claim))
