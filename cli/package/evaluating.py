@@ -169,6 +169,9 @@ def _tell(progress: Progress, notify: output.Notify) -> None:
 def _print(found: EvaluationRun, report: Path | None) -> None:
     output.line(f"{found.dataset.path}: {found.dataset.rows} rows, {found.dataset.digest}")
     names = list(dict.fromkeys(name for each in found.evaluations for name in each.flat_metrics()))
+    if "precision" in names:
+        # Of two classes, these say little beside the positive one's.
+        names = [name for name in names if "_macro" not in name and "_weighted" not in name]
     rows = [[name, *(_cell(each, name) for each in found.evaluations)] for name in names]
     output.table(["", *(each.name for each in found.evaluations)], rows)
     for each in found.comparisons:

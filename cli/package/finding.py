@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from model_packaging.comparison import Comparison
 
 
+_USUAL_METRICS = ("accuracy", "f1", "roc_auc", "mae", "rmse", "r2")
+
+
 def list_versions(
     *,
     model: Annotated[str | None, typer.Option(help="Of this model.")] = None,
@@ -149,12 +152,13 @@ def _commit(summary: VersionSummary) -> str:
 
 
 def _metrics(results: Mapping[str, Mapping[str, float]]) -> str:
-    """What the package itself states goes without its data set's name."""
-    return " ".join(
-        f"{metric}{'' if dataset == 'package' else '@' + dataset}={value:.4g}"
-        for dataset, metrics in results.items()
-        for metric, value in metrics.items()
-    )
+    """The usual ones; where a version was evaluated, as that found them, else as its package states them."""
+    stated = results.get("package", {})
+    measured = {
+        metric: value for dataset in results if dataset != "package" for metric, value in results[dataset].items()
+    }
+    found = {**stated, **measured}
+    return " ".join(f"{metric}={found[metric]:.4g}" for metric in _USUAL_METRICS if metric in found)
 
 
 def _print_version(found: VersionRecord) -> None:

@@ -170,6 +170,7 @@ def key(
     password = os.environ.get("LEPTON_KEY_PASSWORD")
     if password is None and os.isatty(0):
         password = typer.prompt("Password (empty: none)", default="", hide_input=True, confirmation_prompt=True)
+    private.parent.mkdir(parents=True, exist_ok=True)
     made = generate_key(private, public, password or None)
     output.result(
         {"private": str(private), "public": str(public), "key": made.fingerprint, "encrypted": bool(password)},

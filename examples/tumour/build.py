@@ -54,6 +54,7 @@ def build(versions: list[str], store: Store, work: Path) -> None:
     from model_packaging.git import git_source  # noqa: PLC0415
 
     data = load_data()
+    write_held_out(work / "held-out.csv", data)
     for version in versions:
         model = train(version, data)
         evaluation = evaluate(model, data)
@@ -61,6 +62,16 @@ def build(versions: list[str], store: Store, work: Path) -> None:
         built = build_artifact(folder, MODEL, version, store, git=git_source(ROOT))
         metrics = ", ".join(f"{metric} {value}" for metric, value in evaluation.items())
         print(f"packaged {MODEL} {version}: {metrics}\n  {built.digest}")
+
+
+def write_held_out(file: Path, data: Data) -> None:
+    """The rows that no version was trained on, for `lepton package evaluate`."""
+    import numpy as np  # noqa: PLC0415
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    names = [f"feature_{number}" for number in range(data.test.shape[1])]
+    rows = np.column_stack([data.test, data.test_labels])
+    np.savetxt(file, rows, fmt="%.17g", delimiter=",", header=",".join([*names, "benign"]), comments="")
 
 
 def write_folder(folder: Path, version: str, model: Any, evaluation: dict[str, float], data: Data) -> Path:

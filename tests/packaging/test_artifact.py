@@ -13,13 +13,21 @@ from typing import Any
 
 import pytest
 import zstandard
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from model_packaging.artifact import Artifact
 from model_packaging.build import build_artifact
 from model_packaging.digests import digest_of
-from model_packaging.errors import BlobMissing, DigestMismatch, NotInStore, PackagingError, StoreDamaged
+from model_packaging.errors import (
+    BlobMissing,
+    DigestMismatch,
+    NotInStore,
+    PackagingError,
+    PickleRefused,
+    SourceRefused,
+    StoreDamaged,
+)
 from model_packaging.manifest import CONTENT_SIZE, FILE, OFFSET, SIZE, TITLE, canonical, manifest_document
 from model_packaging.stores.layout import Layout
 from tests.packaging.model_folders import (
@@ -89,7 +97,11 @@ def test_any_tree_of_files_comes_out_as_it_went_in(
     flatten(files, "")
     folder = make_folder(base / "model", flat | {"always": b"one" * 100})
     store = Layout(base / "store")
-    build(folder, store, part_bytes=max(part_bytes, 20), compression=compression)
+    try:
+        build(folder, store, part_bytes=max(part_bytes, 20), compression=compression)
+    except (PickleRefused, SourceRefused):
+        # Bytes that happen to be such a file are not what this is about.
+        reject()
     artifact = Artifact.find(store, "tumour", "1.0.0")
     assert tree(artifact.unpack(base / "out")) == flat | {"always": b"one" * 100}
 
