@@ -30,7 +30,7 @@ lint: .venv/.up-to-date  ## check style, format and types
 	ruff format --check
 	pyright
 
-bench: .venv/.up-to-date tools  ## measure router, split and weight changes (into benchmarks/results)
+bench: .venv/.up-to-date tools  ## measure router, split, weight changes, packaging and catalogue (into benchmarks/results)
 	@tools/debian-packages.sh haproxy nginx wrk h2load=nghttp2-client
 	python -m benchmarks
 

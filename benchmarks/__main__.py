@@ -18,7 +18,7 @@ from benchmarks.processes import BenchmarkError
 from infra.single_node.machine.node import NodeError
 
 # Named, not imported: a benchmark whose libraries are missing must not take the others with it.
-BENCHMARKS = ("router", "split", "weight_change", "packaging")
+BENCHMARKS = ("router", "split", "weight_change", "packaging", "catalogue")
 
 
 def main(

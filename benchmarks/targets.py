@@ -31,7 +31,7 @@ from benchmarks.processes import (
 )
 from infra.names import VERSION_HEADER, version_id
 from infra.settings.endpoint import EndpointSettings
-from infra.settings.version import VersionSettings
+from infra.settings.version import VersionSettings, mlserver
 from infra.single_node.endpoint import EndpointRoutes
 from infra.single_node.machine import envoy
 from infra.single_node.machine.node import Node
@@ -266,7 +266,7 @@ class EnvoyTarget:
         self.port, self.stats_port = free_ports(2)
         self._to = to
         version = VersionSettings(environment="bench", model=MODEL, version="0.0.0")
-        self._health, self._ready_path = version.health, version.server.ready_path
+        self._health, self._ready_path = version.health, mlserver().ready_path
 
     @contextlib.contextmanager
     def started(self, settings: EndpointSettings, cores: Cores) -> Iterator[Target]:

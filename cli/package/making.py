@@ -30,8 +30,12 @@ if TYPE_CHECKING:
 
 def build(
     folder: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", exists=True, file_okay=False, help="Holds package.yaml and the model's files."),
+        str,
+        typer.Argument(
+            metavar="DIR",
+            help="Holds package.yaml and the model's files; or a snapshot in Hugging Face's cache, or runs:/… or "
+            "models:/… of MLflow.",
+        ),
     ],
     *,
     model: Annotated[str, typer.Option(help="The model's name.")],
@@ -46,6 +50,9 @@ def build(
             help="A folder of the Git repository the model is from. Default: the current.",
         ),
     ] = None,
+    description: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="The package.yaml of a source that has none.")
+    ] = None,
     zstd: Annotated[bool, typer.Option("--zstd", help="Compress the layers; weights seldom get smaller.")] = False,
     reread: Annotated[
         bool, typer.Option("--reread", help="Read also the files that did not change since they were last read.")
@@ -58,23 +65,30 @@ def build(
     from model_packaging.build import build_artifact  # noqa: PLC0415
     from model_packaging.git import git_source  # noqa: PLC0415
     from model_packaging.memory import Memory  # noqa: PLC0415
+    from model_packaging.sources.fetching import fetched  # noqa: PLC0415
 
     git = git_source(source or Path.cwd())
     with (
         open_claiming_store(store, catalogue, who(by)) as (target, registered),
+        fetched(folder, description) as (directory, found),
         output.bar(f"packaging {name}", quiet=as_json, in_bytes=True) as progress,
     ):
         built = build_artifact(
-            folder,
+            directory,
             model,
             version,
             target,
             git=git,
+            found=found,
             created=_source_date(),
             compression="zstd" if zstd else "none",
             memory=None if reread else Memory.of_user(),
             progress=progress,
         )
+    # Of what was fetched, the place knows it better.
+    git = built.description.git
+    for remark in found.remarks if found else ():
+        output.say(remark)
     if as_json:
         document = {
             "digest": built.digest,

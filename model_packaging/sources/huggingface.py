@@ -51,6 +51,12 @@ class Snapshot:
     """Of the repository."""
 
 
+def is_cached(folder: Path) -> bool:
+    """Whether a folder is a snapshot in the Hub's cache, by where it is."""
+    root = folder.resolve()
+    return root.parent.name == "snapshots" and _CACHED.fullmatch(root.parent.parent.name) is not None
+
+
 def read_snapshot(folder: Path, *, all_forms: bool = False) -> Snapshot:
     """Lists a snapshot's files. In the Hub's cache they are links to the same repository's blobs, and followed.
 

@@ -22,7 +22,6 @@ from model_packaging.digests import copy, digest_of
 from model_packaging.errors import (
     BlobMissing,
     DigestMismatch,
-    ManifestRefused,
     NotInStore,
     PackagingError,
     StoreDamaged,
@@ -30,9 +29,10 @@ from model_packaging.errors import (
     VersionExists,
 )
 from model_packaging.folders import writing_to
-from model_packaging.manifest import MANIFEST_TYPE, ImageManifest, Manifest, VersionName, parse_document
+from model_packaging.manifest import MANIFEST_TYPE, ImageManifest
 from model_packaging.semver import is_semantic, precedence
 from model_packaging.stores.locks import machine_lock
+from model_packaging.stores.offered import attachment_tag, attachment_tags, parse_attachment, parse_version
 from model_packaging.stores.store import PLAIN_REGISTRY_SCHEME, REGISTRY_SCHEME, Claim, Entry, Store
 from model_packaging.stores.transport import Answer, Patience, Refused, Transport
 from model_packaging.stores.verified import VerifiedStream
@@ -41,7 +41,6 @@ from model_packaging.threads import threads
 _HOST = re.compile(r"(?:[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 _PREFIX = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
-_KIND = re.compile(r"[a-z][a-z0-9]*")
 _DIGEST = TypeAdapter[str](Digest)
 _NAME = TypeAdapter[str](Name)
 _TAGS_A_PAGE = 1000
@@ -97,11 +96,7 @@ class Registry:
         return digest
 
     def put(self, model: str, version: str, manifest: bytes) -> bool:
-        try:
-            VersionName(model=model, version=version)
-        except ValidationError as error:
-            raise ManifestRefused(f"'{model}:{version}' can't name a version: {error.errors()[0]['msg']}") from None
-        document = _document(Manifest, manifest, f"what is offered as {model} {version} is no model's manifest")
+        document = parse_version(model, version, manifest)
         digest = digest_of(manifest)
         with self._locked(model, version):
             self._refuse_other(model, version, digest)
@@ -115,18 +110,11 @@ class Registry:
         return True
 
     def attachment(self, model: str, digest: str, kind: str) -> bytes | None:
-        if not _KIND.fullmatch(kind):
-            return None
-        kept = self._tagged(model, _attached(self._checked(digest), kind))
+        kept = self._tagged(model, attachment_tag(self._checked(digest), kind))
         return None if kept is None else self.read_manifest(model, kept)
 
     def attach(self, model: str, digest: str, kind: str, manifest: bytes, replacing: bytes | None) -> bool:
-        if not _KIND.fullmatch(kind):
-            raise ManifestRefused(f"{kind!r} is no kind of attachment; one is a word in lower case, such as 'sig'")
-        document = _document(
-            ImageManifest, manifest, f"what is to be attached to {model} {digest} is no image manifest"
-        )
-        tag = _attached(digest, kind)
+        document, tag = parse_attachment(model, digest, manifest), attachment_tag(digest, kind)
         with self._locked(model, tag):
             if self.attachment(model, digest, kind) != replacing:
                 return False
@@ -142,7 +130,7 @@ class Registry:
         with self._locked(model, version):
             digest = self.resolve(model, version)
             others = [tag for tag in self._tags(model) if tag != version]
-            attached = [tag for tag in others if tag.startswith(_attached(digest, ""))]
+            attached = [tag for tag in others if tag.startswith(attachment_tags(digest))]
             held = dict(self._digests(model, [tag for tag in others if tag not in attached]))
             # First the version: a signature without one is harmless, a version without its signature is not.
             self._untag(model, version, digest, with_manifest=digest not in held.values())
@@ -401,18 +389,6 @@ def _is_name(model: str) -> bool:
     except ValidationError:
         return False
     return True
-
-
-def _attached(digest: str, kind: str) -> str:
-    """https://github.com/sigstore/cosign/blob/main/specs/SIGNATURE_SPEC.md, tag-based discovery."""
-    return f"{digest.replace(':', '-')}.{kind}"
-
-
-def _document(kind: Any, manifest: bytes, problem: str) -> Any:
-    try:
-        return parse_document(kind, manifest)
-    except ValueError as error:
-        raise ManifestRefused(f"{problem}: {error}") from None
 
 
 def _next_page(headers: Mapping[str, str]) -> str | None:

@@ -25,10 +25,15 @@ def version(**more: object) -> VersionSettings:
     return parse_settings(VersionSettings, VERSION | more, file=FILE, key="lepton:version")
 
 
-def test_a_short_config_gets_a_real_server() -> None:
+def test_a_short_config_is_enough() -> None:
     settings = version()
-    assert settings.server.command[0] == "mlserver"
     assert (settings.replicas, settings.resources.gpu, settings.ready_timeout) == (1, 0, 120)
+
+
+def test_a_server_can_be_named_in_short() -> None:
+    named = version(server="mlserver").server
+    assert named is not None
+    assert named.command[0] == "mlserver"
 
 
 @pytest.mark.parametrize(
