@@ -23,7 +23,7 @@ down: .venv/.up-to-date tools  ## destroy what `make up` made
 
 test: lint tools  ## lint, and run every test (PYTEST_ARGS="tests/unit -k name" for some)
 	@tools/debian-packages.sh dockerd=docker.io initdb=postgresql mariadbd=mariadb-server
-	pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: .venv/.up-to-date  ## check style, format and types
 	ruff check

@@ -57,7 +57,9 @@ def bring_down(project: Project, environment: str, notify: Notify) -> Iterator[D
         f"{team}/{name}"
         for team, stacks in existing.items()
         for name, resources in stacks.items()
-        if resources and f"{team}/{name}" not in addresses and environment_of(project, team, name) == environment
+        if resources
+        and f"{team}/{name}" not in addresses
+        and environment_of(project, team, name) in (environment, None)
     ]
     if undeclared:
         raise FleetError(

@@ -205,7 +205,7 @@ def stacks_of(project: Project, team: str) -> dict[str, int]:
 
 
 def environment_of(project: Project, team: str, name: str) -> str | None:
-    """The environment that a stack's last update was for, also of one without a config file."""
+    """The environment that a stack's last update was for, also of one without a config file; None: nothing says it."""
     document = next((found for _, found in _last_documents(project, team, name)), None)
     return None if document is None else document.get("environment")
 
@@ -220,7 +220,8 @@ def _last_documents(project: Project, team: str, name: str) -> Iterator[tuple[st
 
     for update in open_stack(name, project.folder(team), project.environment).history(1, 1, show_secrets=False):
         for key, value in update.config.items():
-            if key.startswith("lepton:"):
+            # The history keeps to itself what holds secrets.
+            if key.startswith("lepton:") and not value.secret:
                 yield key, json.loads(value.value)
 
 

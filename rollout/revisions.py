@@ -27,7 +27,7 @@ class Revision:
     number: int
     """Counted from 1 in the order of time: a self-managed backend numbers nothing itself."""
     document: dict[str, Any]
-    """The value of the stack's own config key."""
+    """The value of the stack's own config key; empty where it holds secrets, which the history keeps to itself."""
     message: str
     started: datetime
     seconds: float
@@ -59,7 +59,8 @@ def revisions(history: Iterable[UpdateSummary], key: str) -> list[Revision]:
         changed = any(str(operation) in _CHANGING and count for operation, count in changes.items())
         if update.kind != "update" or update.result != "succeeded" or key not in update.config:
             continue
-        document = json.loads(update.config[key].value)
+        value = update.config[key]
+        document = {} if value.secret else json.loads(value.value)
         if found and not changed and found[-1].document == document:
             continue
         ended = update.end_time or update.start_time

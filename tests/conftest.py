@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tests.plugins import oip_server
 
+_SLOWEST_FIRST = ("engine", "docker", "evaluation", "packaging", "single_node", "catalogue", "unit")
+"""Folders in the order in which their files are given to workers: who gets a slow one last keeps all waiting."""
+
 _FIRST_PORT, _LAST_PORT, _PORTS_EACH = 11000, 22000, 200
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = Counter(item.path for item in items)
+
+    def turn(item: pytest.Item) -> tuple[int, int]:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        return (_SLOWEST_FIRST.index(folder) if folder in _SLOWEST_FIRST else 0, -tests[item.path])
+
+    # Stable: tests of a file stay together, and in their order.
+    items.sort(key=lambda item: (*turn(item), str(item.path)))
 
 
 @pytest.fixture(scope="session")

@@ -337,7 +337,7 @@ def test_ctrl_c_ends_server_and_processes_and_leaves_no_file(evaluating: Any) ->
     children = psutil.Process(process.pid).children(recursive=True)
     # As a terminal does it: to the whole process group.
     os.killpg(process.pid, signal.SIGINT)
-    process.wait(15)
+    process.wait(60)
     until(lambda: is_gone(pid_of(request)) and all(is_gone(child.pid) for child in children), what="the end of all")
     assert list(scratch.iterdir()) == []
 

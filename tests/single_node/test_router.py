@@ -231,7 +231,7 @@ EXTREMES: list[dict[str, object]] = [
     {"sticky": {"header": "!#$%&'*+-.^_`|~0aZ"}},
     {"shadow": {"version": "3.0.0-rc.1", "percent": 0.0001}},
     {"shadow": {"version": "3.0.0-rc.1", "percent": 100}},
-    {"variants": [{"version": f"1.{n}.0-{'long' * 40}.{n}", "weight": 1_000_000} for n in range(60)]},
+    {"variants": [{"version": f"1.{n}.0-{'long' * 28}.{n}", "weight": 1_000_000} for n in range(60)]},
 ]
 
 

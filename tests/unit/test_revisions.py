@@ -50,6 +50,13 @@ def test_an_update_that_only_mended_drift_is_one() -> None:
     assert weights(revisions([update(0, 10), update(1, 10)], KEY)) == [10, 10]
 
 
+def test_a_config_with_secrets_makes_a_revision_of_which_nothing_is_told() -> None:
+    hidden = update(1, 20)
+    hidden.config[KEY] = ConfigValue("[secret]", secret=True)
+    found = revisions([update(0, 10), hidden], KEY)
+    assert [(revision.number, revision.document == {}) for revision in found] == [(1, False), (2, True)]
+
+
 def test_failed_updates_refreshes_and_destroys_are_none() -> None:
     history = [
         update(0, 10),
