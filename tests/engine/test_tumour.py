@@ -80,6 +80,21 @@ def test_up_prints_the_url_and_the_measured_split(example: Example) -> None:
     assert "split of 500 requests" in example.up.out
 
 
+def test_the_catalogue_knows_where_each_version_is_deployed(example: Example) -> None:
+    found = example.must("package", "list", "--environment", "dev", "--json").json
+    assert [summary["version"] for summary in found] == list(WEIGHTS)
+    (deployed,) = example.must("package", "show", "tumour:1.0.0", "--json").json["deployments"]
+    assert (deployed["stack"], deployed["revision"]) == (f"{TEAM}/dev.tumour-1.0.0", 1)
+
+
+def test_a_version_that_is_served_is_not_retired(example: Example) -> None:
+    for step in ("promote", "promote", "deprecate"):
+        example.must("package", step, "tumour:1.1.0")
+    refused = example.lepton("package", "retire", "tumour:1.1.0")
+    assert refused.status == 1
+    assert f"endpoint {ENDPOINT} gives it weight {WEIGHTS['1.1.0']}" in refused.err
+
+
 def test_both_versions_answer_by_weight(example: Example) -> None:
     versions = example.split(1000)
     assert sum(versions.values()) == 1000
