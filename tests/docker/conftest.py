@@ -8,11 +8,10 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import docker
 import pytest
 
 from tests.docker.container_node import ContainerNode
-from tests.docker.engine import Engine, NoEngineError, build_image, connect, own_engine
+from tests.docker.engine import Engine, any_engine, build_image
 from tests.single_node.running_node import new_model
 
 
@@ -20,16 +19,7 @@ from tests.single_node.running_node import new_model
 def engine(tmp_path_factory: pytest.TempPathFactory, model_server: Path) -> Iterator[Engine]:
     """The engine that the runtime under test finds too; nothing of the tests' is left in it."""
     with contextlib.ExitStack() as stack:
-        client = connect()
-        is_own = client is None
-        if client is None:
-            try:
-                address = stack.enter_context(own_engine())
-            except NoEngineError as reason:
-                pytest.skip(str(reason))
-            stack.enter_context(pytest.MonkeyPatch.context()).setenv("DOCKER_HOST", address)
-            client = docker.from_env()
-        stack.callback(client.close)
+        client, is_own = stack.enter_context(any_engine())
         image = f"lepton-tests/model-server:{os.getpid()}"
         inside = _build_inside(tmp_path_factory.mktemp("inside"))
         build_image(client, image, {"oip-server": model_server, "inside": inside})

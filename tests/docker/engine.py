@@ -20,6 +20,7 @@ from pathlib import Path
 import docker
 import docker.errors
 import psutil
+import pytest
 from docker import DockerClient
 
 _START_SECONDS = 60
@@ -52,6 +53,26 @@ def connect(environment: Mapping[str, str] | None = None) -> DockerClient | None
             client = docker.from_env(environment=environment)
         gc.collect()
     return client
+
+
+@contextlib.contextmanager
+def any_engine() -> Iterator[tuple[DockerClient, bool]]:
+    """A client of the environment's engine, or of one of the tests' own, and whether it is that.
+
+    What is tested finds the same one. Skips where there is none.
+    """
+    with contextlib.ExitStack() as stack:
+        client = connect()
+        is_own = client is None
+        if client is None:
+            try:
+                address = stack.enter_context(own_engine())
+            except NoEngineError as reason:
+                pytest.skip(str(reason))
+            stack.enter_context(pytest.MonkeyPatch.context()).setenv("DOCKER_HOST", address)
+            client = docker.from_env()
+        stack.callback(client.close)
+        yield client, is_own
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from model_packaging.artifact import Artifact
 from model_packaging.errors import DigestMismatch, DockerFailed, ExportRefused
 from model_packaging.forms import Image, export
 from tests.deadline import until
-from tests.docker.engine import NoEngineError, build_image, connect, own_engine
+from tests.docker.engine import any_engine, build_image
 from tests.packaging.form_artifacts import FILES, GIT, SAMPLE, harm, make_artifact
 from tests.packaging.form_bases import layer, make_layout
 
@@ -35,16 +35,7 @@ NAME = f"lepton-tests/forms-{os.getpid()}"
 @pytest.fixture(scope="module")
 def engine() -> Iterator[DockerClient]:
     """The engine that the exports find too; nothing of the tests' is left in it."""
-    with contextlib.ExitStack() as stack:
-        client = connect()
-        if client is None:
-            try:
-                address = stack.enter_context(own_engine())
-            except NoEngineError as reason:
-                pytest.skip(str(reason))
-            stack.enter_context(pytest.MonkeyPatch.context()).setenv("DOCKER_HOST", address)
-            client = docker.from_env()
-        stack.callback(client.close)
+    with any_engine() as (client, _):
         yield client
 
 
