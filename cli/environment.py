@@ -28,8 +28,7 @@ class NotAnsweringError(UserError):
 def bring_up(project: Project, environment: str, requests: int, *, as_json: bool) -> None:
     started = time.monotonic()
     with output.progress(f"bringing {environment} up", quiet=as_json) as notify:
-        done = _told(update(project, environment, notify), notify)
-        note(project, done)
+        done = _told(project, update(project, environment, notify), notify)
     releases = Releases(project)
     endpoints = [_check(releases, project, item.stack, requests) for item in done if item.stack.kind == "endpoint"]
     seconds = time.monotonic() - started
@@ -53,18 +52,20 @@ def bring_up(project: Project, environment: str, requests: int, *, as_json: bool
 
 def bring_down(project: Project, environment: str, *, as_json: bool) -> None:
     with output.progress(f"taking {environment} down", quiet=as_json) as notify:
-        done = _told(destroy(project, environment, notify), notify)
-        note(project, done, removed=True)
+        done = _told(project, destroy(project, environment, notify), notify, removed=True)
     stacks = {item.stack.address: item.changes.counts for item in done}
     output.result({"environment": environment, "stacks": stacks}, f"{environment} is down", as_json=as_json)
 
 
-def _told(stacks: Iterator[Done], notify: output.Notify) -> list[Done]:
-    """Says of each stack what came of it as it is done."""
+def _told(project: Project, stacks: Iterator[Done], notify: output.Notify, *, removed: bool = False) -> list[Done]:
+    """Says of each stack what came of it as it is done, and notes those that were, also where others failed."""
     done: list[Done] = []
-    for item in stacks:
-        done.append(item)
-        notify(f"{item.stack.address}: {item.changes} ({item.changes.seconds:.1f} s)")
+    try:
+        for item in stacks:
+            done.append(item)
+            notify(f"{item.stack.address}: {item.changes} ({item.changes.seconds:.1f} s)")
+    finally:
+        note(project, [item.stack for item in done], removed=removed)
     return done
 
 

@@ -1,8 +1,8 @@
-"""Notes in the catalogue which versions a command has deployed or taken away."""
+"""Notes in the catalogue which versions are in which stacks, once a command has changed them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from cli import output
@@ -11,53 +11,77 @@ from infra.errors import UserError
 from model_packaging.artifact import Artifact
 from model_packaging.errors import NotInCatalogue
 from model_packaging.stores import open_store
-from rollout.fleet import Done
 from rollout.project import Project, StackConfig
 from rollout.release import Releases
 
 if TYPE_CHECKING:
     from model_packaging.catalogue.catalogue import Catalogue
 
+_Shares = Mapping[str, int | None]
+"""What a stack gives versions of its model: a weight, or None in a version stack, which splits no traffic."""
 
-def note(project: Project, done: Iterable[Done], *, removed: bool = False) -> None:
-    """Notes the version stacks among those that an update changed.
+
+def note(project: Project, stacks: Iterable[StackConfig], *, removed: bool = False) -> None:
+    """Has the catalogue know what version and endpoint stacks hold now, or that they are gone.
 
     What keeps the catalogue from it is only said: the stacks are what they are.
     """
-    versions = [item.stack for item in done if item.stack.kind == "version" and item.changes.any]
-    if not versions:
+    chosen = [stack for stack in stacks if stack.kind != "platform"]
+    if not chosen:
         return
     releases = Releases(project)
     try:
         with open_catalogue(None) as catalogue:
-            for stack in versions:
-                _note(catalogue, releases, stack, removed=removed)
+            for stack in chosen:
+                _note(catalogue, releases, stack, {} if removed else _shares(stack))
     except UserError as error:
         output.say(f"the catalogue does not know of this: {error}")
 
 
-def _note(catalogue: Catalogue, releases: Releases, stack: StackConfig, *, removed: bool) -> None:
-    settings, person = stack.version, who(None)
+def _note(catalogue: Catalogue, releases: Releases, stack: StackConfig, shares: _Shares) -> None:
+    model = _model(stack)
+    for version in _shares(stack):
+        try:
+            catalogue.show(model, version)
+        except NotInCatalogue:
+            if not shares:
+                return
+            _register(catalogue, releases, stack.settings.environment, model, version)
+    if _is_known(catalogue, stack, shares):
+        return
     revisions = releases.revisions(stack)
+    where = {
+        "environment": stack.settings.environment,
+        "stack": stack.address,
+        "revision": revisions[-1].number if revisions else None,
+        "who": who(None),
+    }
+    if stack.kind == "endpoint":
+        weights = {version: weight for version, weight in shares.items() if weight is not None}
+        catalogue.record_weights(model, weights, **where)
+    else:
+        catalogue.record_deployment(model, stack.version.version, removed=not shares, **where)
 
-    def record() -> None:
-        catalogue.record_deployment(
-            settings.model,
-            settings.version,
-            environment=settings.environment,
-            stack=stack.address,
-            revision=revisions[-1].number if revisions else None,
-            removed=removed,
-            who=person,
-        )
 
-    try:
-        record()
-    except NotInCatalogue:
-        if removed:
-            return
-        # Built elsewhere, or before there was a catalogue.
-        store = open_store(releases.platform(settings.environment)["artifact_store"])
-        artifact = Artifact.find(store, settings.model, settings.version)
-        catalogue.register(artifact.description, artifact.digest, artifact.size, store.location, who=person)
-        record()
+def _model(stack: StackConfig) -> str:
+    return stack.endpoint.model if stack.kind == "endpoint" else stack.version.model
+
+
+def _shares(stack: StackConfig) -> _Shares:
+    return stack.endpoint.weights if stack.kind == "endpoint" else {stack.version.version: None}
+
+
+def _is_known(catalogue: Catalogue, stack: StackConfig, shares: _Shares) -> bool:
+    recorded: dict[str, int | None] = {}
+    for version in _shares(stack):
+        for each in catalogue.show(_model(stack), version).deployments:
+            if each.stack == stack.address and each.latest and not each.removed:
+                recorded[version] = each.weight
+    return recorded == shares
+
+
+def _register(catalogue: Catalogue, releases: Releases, environment: str, model: str, version: str) -> None:
+    """Takes in a version that was built elsewhere, or before there was a catalogue."""
+    store = open_store(releases.platform(environment)["artifact_store"])
+    artifact = Artifact.find(store, model, version)
+    catalogue.register(artifact.description, artifact.digest, artifact.size, store.location, who=who(None))

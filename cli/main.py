@@ -54,12 +54,11 @@ def deploy(
     A version is ready then, and gets no traffic by it; an endpoint's weights are what the data plane has.
     """
     from cli.journal import note  # noqa: PLC0415
-    from rollout.fleet import Done  # noqa: PLC0415
 
     stack = context.stack(address, "version", "endpoint")
     with output.progress(f"deploying {address}", quiet=as_json) as notify:
         changes = context.releases(notify).deploy(stack)
-        note(context.project(), [Done(stack, changes)])
+        note(context.project(), [stack])
     output.result(
         {"stack": address, "changes": changes.counts, "seconds": changes.seconds},
         f"{address}: {changes} ({changes.seconds:.1f} s)",
@@ -114,9 +113,12 @@ def rollback(
     as_json: JsonOption = False,
 ) -> None:
     """Restore the config of an endpoint's previous revision, and verify it on the data plane."""
+    from cli.journal import note  # noqa: PLC0415
+
     stack = context.stack(endpoint, "endpoint")
     with output.progress(f"rolling {endpoint} back", quiet=as_json) as notify:
         revision, changes = context.releases(notify).rollback(stack, to_revision)
+        note(context.project(), [context.stack(endpoint, "endpoint")])
     output.result(
         {"endpoint": endpoint, "restored": revision.number, "weights": revision.weights, "seconds": changes.seconds},
         f"{endpoint}: back to revision {revision.number}: {output.weights(revision.weights)}, "

@@ -102,7 +102,7 @@ def bar(text: str, *, quiet: bool, in_bytes: bool = False) -> Iterator[Callable[
         yield lambda done, total: None
         return
     from rich.console import Console  # noqa: PLC0415
-    from rich.progress import (  # noqa: PLC0415  # noqa: PLC0415
+    from rich.progress import (  # noqa: PLC0415
         BarColumn,
         DownloadColumn,
         MofNCompleteColumn,

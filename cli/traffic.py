@@ -40,10 +40,13 @@ def set_(
         raise typer.BadParameter("a version is given twice; give each once")
     if not wanted and not drop:
         raise typer.BadParameter("give VERSION=WEIGHT, or --drop VERSION")
+    from cli.journal import note  # noqa: PLC0415
+
     stack = context.stack(endpoint, "endpoint")
     with output.progress(f"changing {endpoint}", quiet=as_json) as notify:
         releases = context.releases(notify)
         changes = releases.set_weights(stack, wanted, drop or [])
+        note(context.project(), [context.stack(endpoint, "endpoint")])
         now = releases.observer(stack).traffic(stack.team, stack.endpoint.model)["weights"]
     output.result(
         {"endpoint": endpoint, "observed_weights": now, "changes": changes.counts, "seconds": changes.seconds},

@@ -75,12 +75,14 @@ def check_transition(
         raise TransitionRefused(version, stage, target, unmet)
 
 
-def check_deletion(version: str, stage: Stage) -> None:
-    """Whether a version, named for errors, may be deleted from a store.
+def check_deletion(version: str, stage: Stage, stacks: Collection[str]) -> None:
+    """Whether a version, named for errors, may be deleted from a store, while these stacks hold it.
 
     Raises:
-        DeletionRefused: it may serve, or has served and not been retired.
+        DeletionRefused: it is, or may be, served.
     """
+    if stacks:
+        raise DeletionRefused(f"{version} is in {', '.join(sorted(stacks))}; take those down first")
     if stage in (Stage.RELEASED, Stage.DEPRECATED):
         raise DeletionRefused(
             f"{version} is {stage}, and what may serve is not deleted; retire it first (lepton package retire)"

@@ -9,14 +9,16 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import psutil
+from pydantic import ValidationError
 
 from infra.errors import UserError
+from infra.settings import EndpointSettings
 from rollout.project import Project, StackConfig
 
 if TYPE_CHECKING:
@@ -206,23 +208,34 @@ def stacks_of(project: Project, team: str) -> dict[str, int]:
 
 def environment_of(project: Project, team: str, name: str) -> str | None:
     """The environment that a stack's last update was for, also of one without a config file; None: nothing says it."""
-    document = next((found for _, found in _last_documents(project, team, name)), None)
-    return None if document is None else document.get("environment")
-
-
-def last_document(project: Project, team: str, name: str, kind: str) -> dict[str, Any] | None:
-    """The value of config key `lepton:KIND` in a stack's last update; None where it had none."""
-    return next((found for key, found in _last_documents(project, team, name) if key == f"lepton:{kind}"), None)
-
-
-def _last_documents(project: Project, team: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     from rollout.automation import open_stack  # noqa: PLC0415 - slow to import
 
     for update in open_stack(name, project.folder(team), project.environment).history(1, 1, show_secrets=False):
         for key, value in update.config.items():
             # The history keeps to itself what holds secrets.
             if key.startswith("lepton:") and not value.secret:
-                yield key, json.loads(value.value)
+                return json.loads(value.value).get("environment")
+    return None
+
+
+def endpoints_in_force(project: Project, team: str, name: str) -> list[EndpointSettings]:
+    """What an endpoint stack was last brought up with, and what updates since then, which failed, may have left of it.
+
+    Empty for a stack that is no endpoint.
+    """
+    from rollout.automation import open_stack  # noqa: PLC0415 - slow to import
+
+    history = open_stack(name, project.folder(team), project.environment).history(_WHOLE_HISTORY, 1, show_secrets=False)
+    found: list[EndpointSettings] = []
+    for update in sorted(history, key=lambda update: update.start_time, reverse=True):
+        value = update.config.get("lepton:endpoint")
+        # What can't be used was refused before it touched anything.
+        with contextlib.suppress(ValidationError):
+            if value is not None:
+                found.append(EndpointSettings.model_validate_json(value.value))
+        if update.kind == "update" and update.result == "succeeded":
+            break
+    return found
 
 
 def adopt_pending(deployment: dict[str, Any]) -> dict[str, Any]:

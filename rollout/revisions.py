@@ -60,7 +60,7 @@ def revisions(history: Iterable[UpdateSummary], key: str) -> list[Revision]:
         if update.kind != "update" or update.result != "succeeded" or key not in update.config:
             continue
         value = update.config[key]
-        document = {} if value.secret else json.loads(value.value)
+        document: dict[str, Any] = {} if value.secret else json.loads(value.value)
         if found and not changed and found[-1].document == document:
             continue
         ended = update.end_time or update.start_time

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,8 +22,11 @@ from cli.package.shared import (
     parse_name,
     who,
 )
+from infra.errors import UserError
 
 if TYPE_CHECKING:
+    from model_packaging.catalogue.catalogue import Catalogue
+    from model_packaging.evaluation.engines.engine import Engine
     from model_packaging.evaluation.options import EvaluationRequest, Options
     from model_packaging.evaluation.results import Evaluation, EvaluationRun
     from model_packaging.evaluation.version import Progress
@@ -66,35 +71,29 @@ def evaluate(
     named = [parse_name(name) for name in names]
     given = {"target": target, "features": feature, "positive": positive, "objective": objective}
     options = _options({**_pairs(option or []), **{name: value for name, value in given.items() if value}})
-    from model_packaging.evaluation.run import evaluate as run_evaluation  # noqa: PLC0415
-
+    dataset, person = dataset_name or data.name, who(by)
     opened_store = open_store(store)
-    with (
-        tempfile.TemporaryDirectory(prefix="lepton-evaluate-") as scratch,
-        output.progress(f"evaluating {', '.join(names)}", quiet=as_json) as notify,
-    ):
-        requests = [_request(opened_store, name, Path(scratch)) for name in named]
-        found = run_evaluation(
-            requests,
-            data,
-            options,
-            _engine(engine, workers, ray_address),
-            lambda progress: (
-                notify(f"{progress.model}:{progress.version}: {progress.stage}") if progress.rows == 0 else None
-            ),
-        )
+    # What would lose the results of a long run is refused before it.
     if report is not None:
-        from model_packaging.evaluation.report import write_report  # noqa: PLC0415
-
-        write_report(found, report)
-    recorded = _record(found, catalogue, dataset_name or data.name, who(by)) if record else None
+        _check_writable(report)
+    with _opened_catalogue(catalogue, dataset, person) if record else nullcontext() as kept:
+        found = _run(opened_store, named, data, options, _engine(engine, workers, ray_address), quiet=as_json)
+        if not as_json:
+            _print(found)
+        failures = [f"{failure.name}: {failure.reason}" for failure in found.failures]
+        recorded = kept is not None and _done(lambda: _record(found, kept, dataset, person), failures)
+    written = report is not None and _done(lambda: _write(found, report), failures)
     if as_json:
-        output.document({**found.model_dump(mode="json"), "catalogue": recorded, "report": report and str(report)})
-    else:
-        _print(found, report)
-    for failure in found.failures:
-        output.error(f"{failure.name}: {failure.reason}")
-    if found.failures:
+        outcome = {
+            "catalogue": kept.location if kept is not None and recorded else None,
+            "report": str(report) if written else None,
+        }
+        output.document({**found.model_dump(mode="json"), **outcome})
+    elif written:
+        output.line(f"report: {report}")
+    for failure in failures:
+        output.error(failure)
+    if failures:
         raise typer.Exit(1)
 
 
@@ -106,7 +105,11 @@ def _pairs(texts: list[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals:
             raise typer.BadParameter(f"{text!r} is not NAME=VALUE, such as batch_rows=64")
-        pairs[name] = yaml.safe_load(value)
+        try:
+            pairs[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            reason = str(error).partition("\n")[0]
+            raise typer.BadParameter(f"{text!r}: the value is no YAML: {reason}; quote it if it is a text") from None
     return pairs
 
 
@@ -133,7 +136,7 @@ def _request(store: Store, name: VersionName, scratch: Path) -> EvaluationReques
     )
 
 
-def _engine(name: str, workers: int, ray_address: str | None) -> Any:
+def _engine(name: str, workers: int, ray_address: str | None) -> Engine:
     if name == "ray":
         from model_packaging.evaluation.engines.ray import RayEngine  # noqa: PLC0415
 
@@ -143,30 +146,93 @@ def _engine(name: str, workers: int, ray_address: str | None) -> Any:
     return LocalEngine(workers)
 
 
-def _record(found: EvaluationRun, catalogue: str | None, dataset: str, person: str) -> str | None:
-    """Keeps the metrics in the catalogue, where there is one that knows the version; returns its location."""
+@contextmanager
+def _opened_catalogue(url: str | None, dataset: str, person: str) -> Iterator[Catalogue | None]:
+    """The catalogue that is to keep a person's results on a data set, where there is one.
+
+    Raises:
+        CatalogueFailed: it can't be reached or read.
+        RecordRefused: it takes no such names.
+        typer.BadParameter: the data set's name is that of the results that package.yaml states.
+    """
+    opened = open_catalogue_if_any(url)
+    if opened is None:
+        yield None
+        return
+    from model_packaging.catalogue.registration import PACKAGE_DATASET, fitting  # noqa: PLC0415
+    from model_packaging.catalogue.tables import NAME_LENGTH  # noqa: PLC0415
+
+    with opened:
+        if dataset == PACKAGE_DATASET:
+            raise typer.BadParameter(
+                f"{dataset!r} names the results that package.yaml states; name the data set by --dataset-name, or "
+                "keep nothing with --no-record"
+            )
+        fitting("--dataset-name", dataset, NAME_LENGTH)
+        fitting("--by", person, NAME_LENGTH)
+        yield opened
+
+
+def _check_writable(report: Path) -> None:
+    """Raises typer.BadParameter where no file can be made beside the report."""
+    try:
+        with tempfile.TemporaryFile(dir=report.absolute().parent):
+            pass
+    except OSError as error:
+        raise typer.BadParameter(
+            f"--report {report}: {report.absolute().parent} can't be written: {error.strerror}; name a file in a "
+            "folder that is there"
+        ) from error
+
+
+def _run(
+    store: Store, names: list[VersionName], data: Path, options: Options, engine: Engine, *, quiet: bool
+) -> EvaluationRun:
+    from model_packaging.evaluation.run import evaluate as run_evaluation  # noqa: PLC0415
+
+    with (
+        tempfile.TemporaryDirectory(prefix="lepton-evaluate-") as scratch,
+        output.progress(f"evaluating {', '.join(map(str, names))}", quiet=quiet) as notify,
+    ):
+
+        def tell(progress: Progress) -> None:
+            # Of the rows on the way there are too many to say.
+            if progress.rows == 0:
+                notify(f"{progress.model}:{progress.version}: {progress.stage}")
+
+        requests = [_request(store, name, Path(scratch)) for name in names]
+        return run_evaluation(requests, data, options, engine, tell)
+
+
+def _done(step: Callable[[], None], failures: list[str]) -> bool:
+    """Whether a step went well; else its error is added to `failures`, and what was found is not lost by it."""
+    try:
+        step()
+    except (UserError, OSError) as error:
+        failures.append(str(error))
+        return False
+    return True
+
+
+def _record(found: EvaluationRun, catalogue: Catalogue, dataset: str, person: str) -> None:
+    """Keeps the metrics of the versions that the catalogue knows."""
     from model_packaging.errors import NotInCatalogue  # noqa: PLC0415
 
-    opened = open_catalogue_if_any(catalogue)
-    if opened is None:
-        return None
-    with opened:
-        for evaluation in found.evaluations:
-            metrics = evaluation.flat_metrics()
-            try:
-                opened.record_evaluation(evaluation.model, evaluation.version, metrics, dataset=dataset, who=person)
-            except NotInCatalogue as error:
-                output.say(f"{error}; its results are not kept")
-        return opened.location
+    for evaluation in found.evaluations:
+        metrics = evaluation.flat_metrics()
+        try:
+            catalogue.record_evaluation(evaluation.model, evaluation.version, metrics, dataset=dataset, who=person)
+        except NotInCatalogue as error:
+            output.say(f"{error}; its results are not kept")
 
 
-def _tell(progress: Progress, notify: output.Notify) -> None:
-    # Of the rows on the way there are too many to say.
-    if progress.rows == 0:
-        notify(f"{progress.model}:{progress.version}: {progress.stage}")
+def _write(found: EvaluationRun, report: Path) -> None:
+    from model_packaging.evaluation.report import write_report  # noqa: PLC0415
+
+    write_report(found, report)
 
 
-def _print(found: EvaluationRun, report: Path | None) -> None:
+def _print(found: EvaluationRun) -> None:
     output.line(f"{found.dataset.path}: {found.dataset.rows} rows, {found.dataset.digest}")
     names = list(dict.fromkeys(name for each in found.evaluations for name in each.flat_metrics()))
     if "precision" in names:
@@ -182,8 +248,6 @@ def _print(found: EvaluationRun, report: Path | None) -> None:
     for each in found.evaluations:
         for note in each.notes:
             output.line(f"{each.name}: {note}")
-    if report is not None:
-        output.line(f"report: {report}")
 
 
 def _cell(evaluation: Evaluation, name: str) -> str:

@@ -67,7 +67,6 @@ def build(
     from model_packaging.memory import Memory  # noqa: PLC0415
     from model_packaging.sources.fetching import fetched  # noqa: PLC0415
 
-    git = git_source(source or Path.cwd())
     with (
         open_claiming_store(store, catalogue, who(by)) as (target, registered),
         fetched(folder, description) as (directory, found),
@@ -78,14 +77,14 @@ def build(
             model,
             version,
             target,
-            git=git,
+            # Of what is fetched, the current folder's repository is not the one that it is from.
+            git=git_source(source or Path.cwd()) if source or found is None else None,
             found=found,
             created=_source_date(),
             compression="zstd" if zstd else "none",
             memory=None if reread else Memory.of_user(),
             progress=progress,
         )
-    # Of what was fetched, the place knows it better.
     git = built.description.git
     for remark in found.remarks if found else ():
         output.say(remark)

@@ -114,7 +114,7 @@ def export(
 def delete(
     name: VersionArgument, store: StoreOption = None, catalogue: CatalogueOption = None, as_json: JsonOption = False
 ) -> None:
-    """Take a version out of a store. Refused in stages that may serve. `gc` frees what only it was made of."""
+    """Take a version out of a store. Refused where it is, or may be, served. `gc` frees what only it was made of."""
     named = parse_name(name)
     from model_packaging.errors import NotInCatalogue  # noqa: PLC0415
     from model_packaging.lifecycle import check_deletion  # noqa: PLC0415
@@ -127,7 +127,9 @@ def delete(
     else:
         with opened:
             try:
-                check_deletion(str(named), opened.show(*named).summary.stage)
+                record = opened.show(*named)
+                stacks = {each.stack for each in record.deployments if each.latest and not each.removed}
+                check_deletion(str(named), record.summary.stage, stacks)
                 target.delete(*named)
                 opened.forget(*named, target.location)
             except NotInCatalogue:

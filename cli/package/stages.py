@@ -20,7 +20,7 @@ from cli.package.shared import (
 )
 
 if TYPE_CHECKING:
-    from model_packaging.catalogue.records import StageChangeRecord
+    from model_packaging.catalogue.records import StageChangeRecord, VersionRecord
     from model_packaging.lifecycle import Share
 
 
@@ -107,21 +107,27 @@ def retire(
 
     named = parse_name(name)
     with open_catalogue(catalogue) as opened:
-        step = opened.transition(*named, Stage.RETIRED, who=who(by), why=why, shares=_shares(named))
+        shares = _shares(named, opened.show(*named))
+        step = opened.transition(*named, Stage.RETIRED, who=who(by), why=why, shares=shares)
     _say(named, step, as_json=as_json)
 
 
-def _shares(name: VersionName) -> list[Share] | None:
-    """What the endpoints of this project give the version; None outside of a project."""
+def _shares(name: VersionName, record: VersionRecord) -> list[Share]:
+    """What endpoints give the version: those of this project as they are, others as the catalogue has noted."""
     from cli import context  # noqa: PLC0415
     from infra.project import NotInProjectError  # noqa: PLC0415
+    from model_packaging.lifecycle import Share  # noqa: PLC0415
     from rollout.shares import shares  # noqa: PLC0415
 
+    recorded = [
+        Share(each.environment, each.stack, each.weight)
+        for each in record.deployments
+        if each.latest and not each.removed and each.weight is not None
+    ]
     try:
-        project = context.project()
+        return shares(context.project(), *name, recorded)
     except NotInProjectError:
-        return None
-    return shares(project, *name)
+        return recorded
 
 
 def _say(name: VersionName, step: StageChangeRecord, *, as_json: bool) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from model_packaging.comparison import Subject
 from model_packaging.lifecycle import Stage
 from model_packaging.manifest import Description
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,7 @@ class ResultRecord:
     who: str
     at: datetime
     latest: bool
-    """Of this metric on this data set."""
+    """Whether it is of the last evaluation on this data set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,12 @@ class VersionRecord:
 
 def document(record: VersionSummary | VersionRecord) -> dict[str, Any]:
     """A record as JSON, times in RFC 3339."""
+    return _adapter(type(record)).dump_python(record, mode="json")
+
+
+@cache
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    # Once a type: it takes longer than hundreds of records do.
     from pydantic import TypeAdapter  # noqa: PLC0415
 
-    return TypeAdapter(type(record)).dump_python(record, mode="json")
+    return TypeAdapter(kind)

@@ -20,10 +20,11 @@ def fetched(source: str, description: Path | None = None) -> Iterator[tuple[Path
 
     Args:
         source: A folder that holds `package.yaml`; or `runs:/…`, `models:/…`, or a snapshot in Hugging Face's cache.
-        description: The `package.yaml` for one of the latter, which have none.
+        description: The `package.yaml` for one of the latter, which seldom have one.
 
     Raises:
-        SourceRefused: there is no such source, or it is no model; or a folder has a description of its own.
+        SourceRefused: there is no such source, or it is no model; a folder has a description of its own, or what is
+            fetched has none and none is given.
         FolderRefused: as `build_artifact`.
     """
     remote = mlflow.is_uri(source)
@@ -44,4 +45,9 @@ def fetched(source: str, description: Path | None = None) -> Iterator[tuple[Path
             # It may be a link to the cache's own file.
             (target / PACKAGE_FILE).unlink(missing_ok=True)
             shutil.copyfile(description, target / PACKAGE_FILE)
+        elif not (target / PACKAGE_FILE).exists():
+            raise SourceRefused(
+                f"{source} has no {PACKAGE_FILE}; give one with --description FILE (what the model's files say "
+                "themselves may be left out)"
+            )
         yield target, found

@@ -71,11 +71,12 @@ def fetch(source: str, folder: Path, *, tracking_uri: str | None = None) -> Find
 
     Args:
         source: `runs:/RUN_ID/PATH`, `models:/NAME/VERSION`, `models:/NAME@ALIAS`, or a folder with an MLmodel file.
-        tracking_uri: Of MLflow's server or database. Default: as MLflow finds it (MLFLOW_TRACKING_URI, and
-            MLFLOW_REGISTRY_URI where the registry is another).
+        tracking_uri: Of MLflow's server or database. Default: MLFLOW_TRACKING_URI (and MLFLOW_REGISTRY_URI where the
+            registry is another).
 
     Raises:
-        SourceRefused: MLflow isn't installed, doesn't have it, or what it has is no model.
+        SourceRefused: MLflow isn't installed, nothing says where it is, it doesn't have the model, or what it has is
+            none.
         FolderRefused: the folder holds a link, a device, or a name that is not UTF-8.
     """
     if is_uri(source):
@@ -117,14 +118,23 @@ def read_model(folder: Path) -> Findings:
 
 def _fetch_uri(uri: str, folder: Path, tracking_uri: str | None) -> Findings:
     try:
-        from mlflow import MlflowClient  # noqa: PLC0415 - an extra, and takes a second
+        from mlflow import MlflowClient, is_tracking_uri_set  # noqa: PLC0415 - an extra, and takes a second
         from mlflow.artifacts import download_artifacts  # noqa: PLC0415
         from mlflow.exceptions import MlflowException  # noqa: PLC0415
     except ImportError:
         raise SourceRefused(f"{uri}: to read from MLflow, install it: pip install 'lepton[mlflow]'") from None
+    if tracking_uri is None and not is_tracking_uri_set():
+        # MLflow would make a new database in the current folder, and find nothing there.
+        raise SourceRefused(
+            f"{uri}: nothing says where MLflow is; set MLFLOW_TRACKING_URI to its server or database, such as "
+            "http://HOST:5000 or sqlite:////PATH/mlflow.db"
+        )
     try:
-        client = MlflowClient(tracking_uri=tracking_uri)
-        artifact, run_id, labels = _resolve(uri, client)
+        with _quiet():
+            return _fetch_from(MlflowClient(tracking_uri=tracking_uri), uri, folder, tracking_uri)
+    except MlflowException as error:
+        raise SourceRefused(f"{uri}: MLflow says: {error.message}; name a model that is there") from error
+XX, labels = _resolve(uri, client)
         with filling(folder) as content:
             place = download_artifacts(artifact_uri=artifact, dst_path=str(content), tracking_uri=tracking_uri)
             downloaded = Path(place)

@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
+from model_packaging.errors import PackagingError
+
 REGISTRY_SCHEME = "oci://"
 PLAIN_REGISTRY_SCHEME = "oci+http://"
 """Without TLS: for a registry on this machine, or behind something that encrypts."""
@@ -146,6 +148,12 @@ def open_store(location: str | Path, claim: Claim | None = None) -> Store:
         from model_packaging.stores.registry import Registry  # noqa: PLC0415 - slow to import
 
         return Registry(str(location), claim=claim)
+    if "://" in str(location):
+        raise PackagingError(
+            f"{location} is no store: one is a folder, or a registry oci://HOST[:PORT]/PREFIX "
+            f"({PLAIN_REGISTRY_SCHEME}… without TLS)"
+        )
     from model_packaging.stores.layout import Layout  # noqa: PLC0415
 
-    return Layout(Path(location), claim=claim)
+    # One folder is one store, however it is named: the catalogue tells stores apart by it.
+    return Layout(Path(location).resolve(), claim=claim)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -83,14 +84,35 @@ def test_up_prints_the_url_and_the_measured_split(example: Example) -> None:
 def test_the_catalogue_knows_where_each_version_is_deployed(example: Example) -> None:
     found = example.must("package", "list", "--environment", "dev", "--json").json
     assert [summary["version"] for summary in found] == list(WEIGHTS)
-    (deployed,) = example.must("package", "show", "tumour:1.0.0", "--json").json["deployments"]
-    assert (deployed["stack"], deployed["revision"]) == (f"{TEAM}/dev.tumour-1.0.0", 1)
+    deployed = example.must("package", "show", "tumour:1.0.0", "--json").json["deployments"]
+    assert {(each["stack"], each["revision"], each["weight"]) for each in deployed} == {
+        (f"{TEAM}/dev.tumour-1.0.0", 1, None),
+        (ENDPOINT, 1, WEIGHTS["1.0.0"]),
+    }
 
 
 def test_a_version_that_is_served_is_not_retired(example: Example) -> None:
     for step in ("promote", "promote", "deprecate"):
         example.must("package", step, "tumour:1.1.0")
-    refused = example.lepton("package", "retire", "tumour:1.1.0")
+    assert_not_retired(example.lepton("package", "retire", "tumour:1.1.0"))
+
+
+def test_nor_is_it_from_outside_of_the_project(example: Example, tmp_path: Path) -> None:
+    url = f"sqlite:///{example.root / '.state' / 'catalogue.sqlite'}"
+    assert_not_retired(example.run("lepton", "package", "retire", "tumour:1.1.0", "--catalogue", url, folder=tmp_path))
+
+
+def test_nor_is_it_where_an_update_that_took_its_weight_has_failed(example: Example) -> None:
+    file = example.config("dev.tumour")
+    before = file.read_text()
+    example.write_endpoint("tumour", {"1.0.0": 90, "9.9.9": 10})
+    assert example.pulumi("up", "--yes", "--skip-preview", "--stack", "dev.tumour").status != 0
+    example.write_endpoint("tumour", {"1.0.0": 90})
+    assert_not_retired(example.lepton("package", "retire", "tumour:1.1.0"))
+    file.write_text(before)
+
+
+def assert_not_retired(refused: Outcome) -> None:
     assert refused.status == 1
     assert f"endpoint {ENDPOINT} gives it weight {WEIGHTS['1.1.0']}" in refused.err
 

@@ -12,6 +12,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from cli.package import app
+from model_packaging.catalogue.catalogue import Catalogue
 
 STAND_IN = Path(__file__).parents[1] / "evaluation" / "stand_in.py"
 SIGNATURE = {
@@ -236,6 +237,35 @@ def test_a_released_version_is_not_deleted(desk: Desk) -> None:
     refused = desk.run("delete", "tumour:1.0.0")
     assert (refused.exit_code, "retire it first" in refused.stderr) == (1, True)
     desk.must("verify", "tumour:1.0.0")
+
+
+def test_a_version_that_a_stack_holds_is_not_deleted(desk: Desk) -> None:
+    built = desk.build("1.0.0")
+    with Catalogue(built["catalogue"]) as catalogue:
+        catalogue.record_deployment("tumour", "1.0.0", environment="dev", stack="vision/dev.tumour-1.0.0", who="ada")
+    refused = desk.run("delete", "tumour:1.0.0")
+    assert (refused.exit_code, "vision/dev.tumour-1.0.0" in refused.stderr) == (1, True)
+    desk.must("verify", "tumour:1.0.0")
+
+
+def test_a_store_is_one_however_it_is_named(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.build("1.0.0", "--store", "elsewhere")
+    (desk.root / "link").symlink_to(desk.root / "elsewhere")
+    monkeypatch.chdir(desk.root / "stacks")
+    desk.must("verify", "tumour:1.0.0", "--store", "../link")
+    assert desk.json("show", "tumour:1.0.0")["summary"]["stores"] == [str(desk.root / "elsewhere")]
+    desk.must("delete", "tumour:1.0.0", "--store", "../link")
+    assert desk.json("list") == []
+
+
+@pytest.mark.parametrize(
+    "location", ["s3://bucket/models", "OCI://registry.example/models", "https://registry.example"]
+)
+def test_a_store_of_a_kind_that_there_is_not_is_refused(desk: Desk, location: str) -> None:
+    desk.build("1.0.0")
+    refused = desk.run("copy", "tumour:1.0.0", "--to", location)
+    assert (refused.exit_code, "oci://HOST" in refused.stderr) == (1, True)
+    assert not list(desk.root.glob("*:*"))
 
 
 def test_a_lost_catalogue_is_made_anew_from_the_store(desk: Desk) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,26 @@ def test_an_mlflow_run_needs_only_what_it_does_not_say(
     package = artifact.description.package
     assert (package.framework.name, package.evaluation) == ("scikit-learn", {"accuracy": 0.9})
     assert artifact.description.git is not None
+
+
+def test_what_is_fetched_and_names_no_commit_gets_none_of_the_current_folder(tmp_path: Path) -> None:
+    commit = [
+        "git",
+        "-c",
+        "user.name=a",
+        "-c",
+        "user.email=a@example.org",
+        "commit",
+        "--quiet",
+        "--allow-empty",
+        "-m",
+        "x",
+    ]
+    for command in (["git", "init", "--quiet"], commit):
+        subprocess.run(command, cwd=tmp_path, check=True)
+    snapshot = make_snapshot(tmp_path / "hub")
+    renamed = snapshot.rename(snapshot.with_name("main"))
+    assert build(str(renamed), {}, tmp_path).description.git is None
 
 
 def test_a_description_beside_a_folder_that_has_one_is_refused(tmp_path: Path) -> None:
