@@ -22,6 +22,8 @@ def test_a_broken_version_keeps_only_its_own_endpoint_from_coming_up(own_project
     assert outcome.status == 1
     assert f"{bad}: not tried, for {TEAM}/dev.bad-1.0.0" in outcome.err
     assert project.observed(good) == {"1.0.0": 1}
+    listed = project.must("package", "list", "--environment", "dev", "--json").json
+    assert [summary["model"] for summary in listed] == ["good"]
 
 
 def test_up_fails_where_requests_fail(own_project: Sandbox) -> None:
