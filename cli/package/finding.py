@@ -54,7 +54,7 @@ def list_versions(
     from model_packaging.catalogue.records import document  # noqa: PLC0415
 
     query = Query(
-        model=model,
+        model=model and _model(model),
         stages=tuple(map(_stage, stage or [])),
         metrics=tuple(map(MetricCondition.parse, metric or [])),
         labels=tuple(map(LabelCondition.parse, label or [])),
@@ -107,12 +107,20 @@ def compare(
 
 
 def rebuild(
-    store: StoreOption = None, catalogue: CatalogueOption = None, by: ByOption = None, as_json: JsonOption = False
+    store: StoreOption = None,
+    catalogue: CatalogueOption = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Only versions of this model, or of several: for registries that list no models."),
+    ] = None,
+    by: ByOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Bring the catalogue in line with a store, which is the truth. Stages and histories are kept."""
+    models = [_model(name) for name in model or []]
     opened_store = open_store(store)
     with open_catalogue(catalogue) as opened, output.bar("reading versions", quiet=as_json) as progress:
-        done = opened.rebuild(opened_store, who=who(by), progress=progress)
+        done = opened.rebuild(opened_store, who=who(by), models=models, progress=progress)
     counts = {name: list(getattr(done, name)) for name in ("added", "kept", "replaced", "removed", "pending", "faults")}
     for fault in done.faults:
         output.error(fault)
@@ -124,6 +132,16 @@ def rebuild(
     )
     if done.faults:
         raise typer.Exit(1)
+
+
+def _model(text: str) -> str:
+    from infra.settings import SettingsError, parse_value  # noqa: PLC0415
+    from infra.settings.values import Name  # noqa: PLC0415
+
+    try:
+        return parse_value(Name, text, "model")
+    except SettingsError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _stage(text: str) -> Any:

@@ -74,7 +74,9 @@ def export(
     uncompressed: Annotated[
         bool, typer.Option("--uncompressed", help="sagemaker: a folder that mirrors the prefix, not model.tar.gz.")
     ] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="Take the place of what is there.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Take the place of a file, or of an earlier export.")
+    ] = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -145,10 +147,8 @@ def gc(
     as_json: JsonOption = False,
 ) -> None:
     """Free what deleted versions were made of. Safe beside builds and copies."""
-    from model_packaging.stores.collection import collect  # noqa: PLC0415
-
     target = open_store(store)
-    done = collect(target, dry_run=dry_run)
+    done = target.collect(dry_run=dry_run)
     verb = "would free" if dry_run else "freed"
     output.result(
         {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from model_packaging.catalogue import details, observations, rebuilding, registration, search, stages
@@ -97,19 +97,29 @@ class Catalogue:
         store: Store,
         *,
         who: str,
+        models: Sequence[str] = (),
         claim_period: timedelta = CLAIM_PERIOD,
         progress: Progress | None = None,
     ) -> Rebuilt:
         """Brings the catalogue in line with a store, which is the truth; other stores' versions are left alone.
 
-        A version that is registered and not in its store is kept for `claim_period`: it may be on its way. Runs in many
-        transactions; interrupted, it can be run again. `progress` is told how many of how many versions are done.
+        With `models`, it asks for these only, as many registries don't say which they have, and leaves other models'
+        versions alone. A version that is registered and not in its store is kept for `claim_period`: it may be on its
+        way. Runs in many transactions; interrupted, it can be run again. `progress` is told how many of how many
+        versions are done.
 
         Raises:
-            StoreDamaged, StoreUnreachable: the store can't be listed; nothing is changed then.
+            StoreDamaged, StoreUnreachable: the store can't be listed, or is not there though the catalogue has versions
+                of it; nothing is changed then.
         """
         return rebuilding.rebuild(
-            self._database, store, who=who, now=self._clock(), claim_period=claim_period, progress=progress
+            self._database,
+            store,
+            who=who,
+            now=self._clock(),
+            models=models,
+            claim_period=claim_period,
+            progress=progress,
         )
 
     # Questions
@@ -213,7 +223,8 @@ class Catalogue:
 
         Raises:
             NotInCatalogue
-            RecordRefused: there is no metric, or one is not finite.
+            RecordRefused: there is no metric, or one is not finite, or the data set is called `package`, which stands
+                for what packages state.
         """
         when = at or self._clock()
         self._database.write(

@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Dialect, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 
 from model_packaging.errors import CatalogueFailed
+
+if TYPE_CHECKING:
+    import sqlite3
 
 BUSY_SECONDS = 30
 """How long a change waits for another process's to end."""
@@ -50,7 +53,8 @@ class Database:
         """
         parsed = _parse(url)
         self.location = _location(parsed)
-        self._password = parsed.password
+        self._secrets = _secrets(parsed)
+        self._options = ", ".join(parsed.query) or "none"
         self._engine = self._create(parsed)
         self._reader = self._engine.execution_options(
             **({"begin": "DEFERRED"} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"})
@@ -122,30 +126,49 @@ class Database:
             if "connect_timeout" not in url.query:
                 url = url.update_query_dict({"connect_timeout": str(CONNECT_SECONDS)})
         try:
-            engine = create_engine(url, hide_parameters=True, **options)
+            with self._options_checked():
+                engine = create_engine(url, hide_parameters=True, **options)
         except ModuleNotFoundError as error:
             raise CatalogueFailed(
                 f"{self.location}: the driver {error.name} is not installed; install it with "
                 f"pip install 'lepton[{extra}]'"
             ) from None
         if database == "sqlite":
-            event.listen(engine, "connect", _prepare_sqlite)
+            event.listen(engine, "do_connect", _connect_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
+        else:
+            event.listen(engine, "do_connect", self._connect_server)
         return engine
+
+    def _connect_server(self, dialect: Dialect, record: object, arguments: list[Any], options: dict[str, Any]) -> Any:
+        del record
+        with self._options_checked():
+            return dialect.connect(*arguments, **options)
+
+    @contextmanager
+    def _options_checked(self) -> Iterator[None]:
+        """Around what is given the URL's options: drivers answer those that they can't use with any built-in error."""
+        try:
+            yield
+        except (ArgumentError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+            text = self._without_secrets(str(error))
+            # Without the cause: what the driver raised may hold the password.
+            raise CatalogueFailed(
+                f"{self.location}: the driver can't use the catalogue's URL (its options: {self._options}): {text}"
+            ) from None
 
     @contextmanager
     def _errors_translated(self) -> Iterator[None]:
         try:
             yield
         except DBAPIError as error:
-            text = self._without_password(str(error.orig).strip())
-        else:
-            return
-        # Out of the handler: what the driver raised may hold the password.
-        raise CatalogueFailed(f"{self.location}: {text}{_advice(text)}")
+            text = self._without_secrets(str(error.orig).strip())
+            raise CatalogueFailed(f"{self.location}: {text}{_advice(text)}") from None
 
-    def _without_password(self, text: str) -> str:
-        return text.replace(str(self._password), "***") if self._password else text
+    def _without_secrets(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
 
 
 def _parse(given: str) -> URL:
@@ -161,6 +184,10 @@ def _parse(given: str) -> URL:
         raise CatalogueFailed(f"no catalogue can be kept in {url.drivername!r}; give {_FORMS}")
     if database == "sqlite" and url.database in (None, "", ":memory:"):
         raise CatalogueFailed("the catalogue's URL names no file; give sqlite:///FILE")
+    if database == "sqlite" and url.query:
+        raise CatalogueFailed(
+            f"{_location(url)}: SQLite takes no options, and is given {', '.join(url.query)}; give sqlite:///FILE"
+        )
     if database != "sqlite" and not url.database:
         raise CatalogueFailed(f"{_location(url)} names no database; give {_FORMS}")
     return url.set(drivername=known)
@@ -174,6 +201,12 @@ def _location(url: URL) -> str:
     return url.set(query=shown)._replace(password=None).render_as_string()
 
 
+def _secrets(url: URL) -> list[str]:
+    """The password, wherever in the URL it is."""
+    hidden = [str(value) for name, value in url.query.items() if "pass" in name.lower()]
+    return [secret for secret in [str(url.password or ""), *hidden] if secret]
+
+
 def _make_folder(url: URL) -> None:
     folder = Path(url.database or "").absolute().parent
     try:
@@ -182,12 +215,28 @@ def _make_folder(url: URL) -> None:
         raise CatalogueFailed(f"the catalogue's folder {folder} can't be made: {error.strerror}") from None
 
 
-def _prepare_sqlite(connection: Any, record: object) -> None:
+def _connect_sqlite(dialect: Dialect, record: object, arguments: list[Any], options: dict[str, Any]) -> Any:
     del record
     # The module's own transactions begin late and leave out DDL; ours begin in `_begin_sqlite`.
-    connection.isolation_level = None
-    connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute("PRAGMA journal_mode = WAL")
+    options = {**options, "isolation_level": None}
+    connection: Any = dialect.connect(*arguments, **options)
+    try:
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA journal_mode = WAL")
+    except connection.Error as error:
+        connection.close()
+        file = Path(arguments[0]).absolute()
+        if not _can_only_be_read(file, error):
+            raise
+        # In WAL mode even a reader makes files beside the database, unless it reads it as one that nobody changes.
+        return dialect.connect(f"{file.as_uri()}?mode=ro&immutable=1", uri=True, **options)
+    return connection
+
+
+def _can_only_be_read(file: Path, error: sqlite3.Error) -> bool:
+    """Whether this error means so, of a database that has no WAL now, so that nobody has it open and it is whole."""
+    # The low byte is the kind of error: SQLITE_READONLY, or SQLITE_CANTOPEN for the files beside the database.
+    return error.sqlite_errorcode & 0xFF in (8, 14) and file.is_file() and not Path(f"{file}-wal").exists()
 
 
 def _begin_sqlite(connection: Connection) -> None:
@@ -204,6 +253,8 @@ def _came_in_between(error: DBAPIError) -> bool:
 def _advice(text: str) -> str:
     if "database is locked" in text:
         return f"; another process has been changing it for {BUSY_SECONDS} s: wait for it to end, or end it"
+    if "readonly database" in text:
+        return "; the file, or its folder, can't be written: grant access to both, or name another file"
     if "not a database" in text:
         return "; name another file, or take this one away"
     return ""

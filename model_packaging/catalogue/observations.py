@@ -10,7 +10,7 @@ from sqlalchemy import Connection, insert, select, update
 
 from infra.settings.loading import parse_value
 from infra.settings.values import Weight
-from model_packaging.catalogue.registration import fitting, locked
+from model_packaging.catalogue.registration import PACKAGE_DATASET, fitting, locked
 from model_packaging.catalogue.tables import NAME_LENGTH, Deployment, Result, Version
 from model_packaging.errors import RecordRefused
 
@@ -25,12 +25,18 @@ def record_evaluation(
     who: str,
     at: datetime,
 ) -> None:
-    """Notes the metrics that an evaluation on a data set found; those from before stay as history.
+    """Notes the metrics that an evaluation on a data set found; all those from before stay as history.
 
     Raises:
         NotInCatalogue
-        RecordRefused: there is no metric, or a value that is not finite, or too long a name.
+        RecordRefused: there is no metric, or a value that is not finite, or too long a name, or the data set has the
+            name that stands for what packages state.
     """
+    if dataset == PACKAGE_DATASET:
+        raise RecordRefused(
+            f"{model} {version}: the data set {dataset!r} stands for what package.yaml states; give this one another "
+            "name"
+        )
     if not metrics:
         raise RecordRefused(f"{model} {version}: an evaluation on {dataset!r} has no metric; give at least one")
     for metric, value in metrics.items():
@@ -39,10 +45,9 @@ def record_evaluation(
             raise RecordRefused(f"{model} {version}: metric {metric!r} is {value}; the catalogue holds finite numbers")
     identity = {"dataset": fitting("dataset", dataset, NAME_LENGTH), "who": fitting("who", who, NAME_LENGTH)}
     version_id = locked(connection, model, version).id
+    # Metrics that this evaluation lacks too: what is the latest is of one run.
     connection.execute(
-        update(Result)
-        .where(Result.version_id == version_id, Result.dataset == dataset, Result.metric.in_(metrics))
-        .values(latest=False)
+        update(Result).where(Result.version_id == version_id, Result.dataset == dataset).values(latest=False)
     )
     same = {"version_id": version_id, "at": at, "latest": True, **identity}
     connection.execute(

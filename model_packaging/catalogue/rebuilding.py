@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import chain
 from typing import NamedTuple
 
 from sqlalchemy import Connection, and_, select
@@ -14,6 +15,7 @@ from model_packaging.catalogue.database import Database
 from model_packaging.catalogue.registration import Name, Registered, Registration, forget, note_store, register
 from model_packaging.catalogue.tables import Location, Version
 from model_packaging.errors import NotInCatalogue, PackagingError
+from model_packaging.stores.layout import Layout
 from model_packaging.stores.store import Entry, Store
 
 CLAIM_PERIOD = timedelta(hours=1)
@@ -55,17 +57,24 @@ def rebuild(
     *,
     who: str,
     now: datetime,
+    models: Sequence[str] = (),
     claim_period: timedelta = CLAIM_PERIOD,
     progress: Progress | None = None,
 ) -> Rebuilt:
-    """Brings the catalogue in line with a store. Interrupted, it can be run again.
+    """Brings the catalogue in line with a store, or with its versions of `models`. Interrupted, it can be run again.
 
     Raises:
-        StoreDamaged, StoreUnreachable: the store can't be listed; nothing is changed then.
+        StoreDamaged, StoreUnreachable: the store can't be listed, or is not there though the catalogue has versions of
+            it; nothing is changed then.
         CatalogueFailed
     """
     known = database.read(lambda connection: _known(connection, store.location))
-    entries = list(store.entries())
+    if models:
+        known = {name: version for name, version in known.items() if name[0] in models}
+    entries = list(_entries(store, models))
+    # After the listing, as the store may go away during it.
+    if isinstance(store, Layout) and any(version.claimed is not None for version in known.values()):
+        store.require_there()
     work = _Rebuild(database, store, who, now)
     done = 0
     for start in range(0, len(entries), _VERSIONS_AT_ONCE):
@@ -181,6 +190,12 @@ class _Rebuild:
 
     def _fault(self, entry: Entry, text: str) -> None:
         self._faults.append(f"{entry.model}:{entry.version}: {text}")
+
+
+def _entries(store: Store, models: Sequence[str]) -> Iterator[Entry]:
+    if not models:
+        return store.entries()
+    return chain.from_iterable(map(store.entries, dict.fromkeys(models)))
 
 
 def _written(names: Sequence[Name]) -> tuple[str, ...]:

@@ -224,7 +224,7 @@ class Result(Base):
     who: Mapped[str] = mapped_column(String(NAME_LENGTH))
     at: Mapped[datetime] = mapped_column(Moment)
     latest: Mapped[bool]
-    """Of this metric on this data set."""
+    """Whether it is of the last evaluation on this data set."""
 
 
 class Deployment(Base):

@@ -30,7 +30,7 @@ def export(
     Args:
         target: Where it goes: a folder, or a file for SageMaker's archive and for an image whose path ends in `.tar`.
             None for an image that a Docker Engine builds, as the engine keeps it.
-        replace: Whether it may take the place of something else.
+        replace: Whether it may take the place of a plain file, or of a folder that an earlier export of the form left.
         progress: Told how many bytes are done.
 
     Raises:

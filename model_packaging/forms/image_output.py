@@ -49,7 +49,7 @@ def image_output(target: Path, *, replace: bool) -> Iterator[ImageOutput]:
             yield _Archive(file)
             file.write(TRAILER)
     else:
-        with new_folder(target, replace=replace) as folder:
+        with new_folder(target, "image", replace=replace) as folder:
             yield _Folder(folder)
 
 

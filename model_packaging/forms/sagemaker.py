@@ -79,7 +79,7 @@ def write_prefix(
     """
     prefix = _prefix(form.uri)
     check_names(artifact.files, prefix)
-    done = write_folder(artifact, target, replace=replace, progress=progress)
+    done = write_folder(artifact, target, form="sagemaker", replace=replace, progress=progress)
     objects = [
         {"path": str(path), "key": f"{prefix}{path}", "size_bytes": sum(part.length for part in parts)}
         for path, parts in artifact.files.items()

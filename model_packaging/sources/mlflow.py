@@ -7,10 +7,13 @@ MLServer's MLflow runtime has them.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, cast
 
@@ -131,21 +134,33 @@ def _fetch_uri(uri: str, folder: Path, tracking_uri: str | None) -> Findings:
         )
     try:
         with _quiet():
-            return _fetch_from(MlflowClient(tracking_uri=tracking_uri), uri, folder, tracking_uri)
-    except MlflowException as error:
-        raise SourceRefused(f"{uri}: MLflow says: {error.message}; name a model that is there") from error
-XX, labels = _resolve(uri, client)
-        with filling(folder) as content:
-            place = download_artifacts(artifact_uri=artifact, dst_path=str(content), tracking_uri=tracking_uri)
-            downloaded = Path(place)
-            if not (downloaded / MODEL_FILE).is_file():
-                raise SourceRefused(f"{uri} holds no {MODEL_FILE} file; name the path of a model that MLflow saved")
-            _lift(downloaded, content)
-        run = client.get_run(run_id) if run_id else None
+            client = MlflowClient(tracking_uri=tracking_uri)
+            artifact, run_id, labels = _resolve(uri, client)
+            with filling(folder) as content:
+                place = download_artifacts(artifact_uri=artifact, dst_path=str(content), tracking_uri=tracking_uri)
+                downloaded = Path(place)
+                if not (downloaded / MODEL_FILE).is_file():
+                    raise SourceRefused(f"{uri} holds no {MODEL_FILE} file; name the path of a model that MLflow saved")
+                _lift(downloaded, content)
+            run = client.get_run(run_id) if run_id else None
     except MlflowException as error:
         raise SourceRefused(f"{uri}: MLflow says: {error.message}; name a model that is there") from error
     found = Findings() if run is None else _read_run(run)
     return Findings(labels=labels) | found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what MLflow says of its own work, and warnings of the libraries below it, from whoever runs a command."""
+    logger = logging.getLogger("mlflow")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _lift(inner: Path, content: Path) -> None:

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
-from model_packaging.stores.store import Store
-
 _NAMED_ONCE = ("config", "subject")
 _NAMED_AS_LIST = ("layers", "manifests", "blobs")
 _DOCUMENTS = {
@@ -33,26 +31,6 @@ class Collected:
     """Blobs that no version is made of yet, and that someone who writes just now may count on."""
     note: str | None = None
     """Why there is more than this, that was left."""
-
-
-def collect(store: Store, *, dry_run: bool = False) -> Collected:
-    """Frees what deleted versions were made of, and never what one in the store, or one on its way in, is made of.
-
-    It may run beside builds, copies and other collections; it waits for none of them, and a build that begins
-    meanwhile waits until it is done.
-
-    Raises:
-        StoreDamaged, BlobMissing, DigestMismatch: a manifest in the store can't be read, so nobody can say which blobs
-            are in use; nothing was freed.
-    """
-    from model_packaging.stores.layout import Layout  # noqa: PLC0415 - it imports this module
-
-    if isinstance(store, Layout):
-        return store.collect(dry_run=dry_run)
-    return Collected(
-        note=f"{store.location} is a registry: the manifests of deleted versions are gone from it, and their blobs go "
-        "when its operator runs the registry's own garbage collection"
-    )
 
 
 def reachable(roots: Iterable[Any], read: Callable[[str], bytes]) -> set[str]:

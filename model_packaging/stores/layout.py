@@ -55,6 +55,19 @@ class Layout:
     def location(self) -> str:
         return str(self.path)
 
+    def require_there(self) -> None:
+        """For who must not take a store that is gone for an empty one; to readers they are the same.
+
+        Raises:
+            StoreDamaged: the folder, or what makes it a store, is not there.
+        """
+        missing = next((file for file in (self._marker, self._index_file) if not file.is_file()), None)
+        if missing is not None:
+            raise StoreDamaged(
+                f"{self.path} is no store now: {missing} is not there; mount or restore the folder. If it is gone for "
+                "good, build a version into it first, so that it is a store again"
+            )
+
     # Versions
 
     def entries(self, model: str | None = None) -> Iterator[Entry]:
@@ -174,7 +187,7 @@ class Layout:
             yield
 
     def collect(self, *, dry_run: bool = False) -> Collected:
-        """Removes the blobs that nothing in the index leads to. See `collection.collect`."""
+        """Removes the blobs that nothing in the index leads to."""
         if not self._marker.is_file():
             return Collected()
         with self._locked():

@@ -31,6 +31,7 @@ from model_packaging.errors import (
 from model_packaging.folders import writing_to
 from model_packaging.manifest import MANIFEST_TYPE, ImageManifest
 from model_packaging.semver import is_semantic, precedence
+from model_packaging.stores.collection import Collected
 from model_packaging.stores.locks import machine_lock
 from model_packaging.stores.offered import attachment_tag, attachment_tags, parse_attachment, parse_version
 from model_packaging.stores.store import PLAIN_REGISTRY_SCHEME, REGISTRY_SCHEME, Claim, Entry, Store
@@ -125,6 +126,12 @@ class Registry:
     def writing(self) -> AbstractContextManager[None]:
         # A registry's own garbage collection spares what is young, or stops all writing: its operator sees to it.
         return nullcontext()
+
+    def collect(self, *, dry_run: bool = False) -> Collected:
+        return Collected(
+            note=f"{self.location} is a registry: the manifests of deleted versions are gone from it, and their blobs "
+            "go when its operator runs the registry's own garbage collection"
+        )
 
     def delete(self, model: str, version: str) -> None:
         with self._locked(model, version):
@@ -255,7 +262,8 @@ class Registry:
             repositories = self._listed("/v2/_catalog", "repositories", "")
         except Refused as error:
             raise StoreUnreachable(
-                f"{self.location} does not say which models it has, as many registries don't; name a model ({error})"
+                f"{self.location} does not say which models it has, as many registries don't; name a model, as with "
+                f"lepton package rebuild --model MODEL ({error})"
             ) from error
         start = f"{self._prefix}/" if self._prefix else ""
         return {name[len(start) :] for name in repositories if name.startswith(start) and _is_name(name[len(start) :])}

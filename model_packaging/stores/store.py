@@ -1,13 +1,12 @@
-"""What every store of artifacts can do, and how one is opened by its location."""
+"""What every store of artifacts can do."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
-from model_packaging.errors import PackagingError
+from model_packaging.stores.collection import Collected
 
 REGISTRY_SCHEME = "oci://"
 PLAIN_REGISTRY_SCHEME = "oci+http://"
@@ -124,10 +123,22 @@ class Store(Protocol):
     def delete(self, model: str, version: str) -> None:
         """Takes away a version's name, and what is attached to its artifact if no other version is it.
 
-        The blobs that only it was made of are freed by `collection.collect`.
+        The blobs that only it was made of are freed by `collect`.
 
         Raises:
             NotInStore
+        """
+        ...
+
+    def collect(self, *, dry_run: bool = False) -> Collected:
+        """Frees what deleted versions were made of, and never what one in the store, or one on its way in, is made of.
+
+        It may run beside builds, copies and other collections; it waits for none of them, and a build that begins
+        meanwhile waits until it is done.
+
+        Raises:
+            StoreDamaged, BlobMissing, DigestMismatch: a manifest in the store can't be read, so nobody can say which
+                blobs are in use; nothing was freed.
         """
         ...
 
@@ -135,25 +146,3 @@ class Store(Protocol):
 Claim = Callable[[Store, str, str, bytes], object]
 """Told the store, model, version and manifest before the version is there; raises VersionExists where other bytes have
 the name elsewhere. It may read the store, and not change it."""
-
-
-def open_store(location: str | Path, claim: Claim | None = None) -> Store:
-    """The store at a location: a folder's path, or `oci://HOST[:PORT]/PREFIX` for a registry
-    (`oci+http://…` where it speaks plain HTTP).
-
-    Raises:
-        PackagingError: the location is neither.
-    """
-    if str(location).startswith((REGISTRY_SCHEME, PLAIN_REGISTRY_SCHEME)):
-        from model_packaging.stores.registry import Registry  # noqa: PLC0415 - slow to import
-
-        return Registry(str(location), claim=claim)
-    if "://" in str(location):
-        raise PackagingError(
-            f"{location} is no store: one is a folder, or a registry oci://HOST[:PORT]/PREFIX "
-            f"({PLAIN_REGISTRY_SCHEME}… without TLS)"
-        )
-    from model_packaging.stores.layout import Layout  # noqa: PLC0415
-
-    # One folder is one store, however it is named: the catalogue tells stores apart by it.
-    return Layout(Path(location).resolve(), claim=claim)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +30,8 @@ from tests.catalogue.conftest import NewDatabase
 from tests.catalogue.servers import PASSWORD, Server
 from tests.catalogue.versions import register
 from tests.processes import at_once
+
+_NOBODY = 65534
 
 SECRETS = (PASSWORD, "s3cr%25t%2Fp%40ss%3Aword", "s3cr")
 
@@ -154,6 +158,7 @@ def test_an_open_catalogue_does_not_show_its_password(
         "mysql://lepton:s3cr@host/?ssl_key=s3cr",
         "sqlite://",
         "sqlite:///:memory:",
+        "sqlite:///catalogue.sqlite?mode=ro&password=s3cr",
         "",
     ],
 )
@@ -166,6 +171,28 @@ def test_a_url_that_names_no_catalogue_is_refused_with_the_form_of_one(url: str)
 def test_options_of_a_url_are_not_shown() -> None:
     with Database("postgresql://lepton@/catalogue?host=/run/postgresql&sslpassword=s3cr&password=s3cr") as database:
         assert database.location == "postgresql+psycopg://lepton@/catalogue?host=%2Frun%2Fpostgresql"
+
+
+def test_a_file_with_options_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(CatalogueFailed, match="SQLite takes no options, and is given mode"):
+        Catalogue(f"sqlite:///{tmp_path}/catalogue.sqlite?mode=ro")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://lepton:s3cr@127.0.0.1:1/catalogue?shade=green",
+        "mysql://lepton:s3cr@127.0.0.1:1/catalogue?shade=s3cr&connect_timeout=s3cr",
+        "mysql://lepton@127.0.0.1:1/catalogue?shade=green&connect_timeout=s3cr&password=s3cr",
+        "mysql://lepton:s3cr@127.0.0.1:1/catalogue?shade=green&ssl_ca=/missing",
+        "postgresql://lepton:s3cr@127.0.0.1:1/catalogue?shade=green",
+    ],
+)
+def test_an_option_that_the_driver_does_not_know_is_a_clear_error(url: str) -> None:
+    with pytest.raises(CatalogueFailed, match=r"lepton@127\.0\.0\.1:1/catalogue.*shade") as refused:
+        Catalogue(url)
+    assert "s3cr" not in "".join(traceback.format_exception(refused.value))
 
 
 @pytest.mark.parametrize(
@@ -264,6 +291,37 @@ def test_a_question_is_answered_from_one_state_and_holds_up_no_change(new_databa
 
         assert reader.read(change_meanwhile) == (1, 1)
         assert catalogue.count() == 2
+
+
+@pytest.mark.parametrize("folder_mode", [0o555, 0o777])
+def test_a_file_that_can_only_be_read_is_read_and_not_changed(folder_mode: int) -> None:
+    def use_as_another(number: int, together: Callable[[], object]) -> tuple[int, str]:
+        if os.geteuid() == 0:
+            # Root may write everything.
+            os.setgroups([])
+            os.setgid(_NOBODY)
+            os.setuid(_NOBODY)
+        with Catalogue(url) as catalogue:
+            with pytest.raises(CatalogueFailed) as refused:
+                register(catalogue, "other")
+            return catalogue.count(), str(refused.value)
+
+    # Not in tmp_path, whose parents are the user's alone.
+    with tempfile.TemporaryDirectory(prefix="lepton-") as name:
+        folder = Path(name)
+        url = f"sqlite:///{folder}/catalogue #1?.sqlite".replace("?", "%3F")
+        with Catalogue(url) as catalogue:
+            register(catalogue, "model")
+        for file in folder.iterdir():
+            file.chmod(0o444)
+        folder.chmod(folder_mode)
+        try:
+            [(counted, said)] = at_once(1, use_as_another)
+        finally:
+            folder.chmod(0o700)
+    assert counted == 1
+    assert f"{folder}/catalogue" in said
+    assert "the file, or its folder, can't be written" in said
 
 
 def test_a_folder_in_the_place_of_the_file_is_named(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def test_what_the_package_states_are_results_on_the_data_set_package(catalogue: 
     }
 
 
-def test_a_new_evaluation_is_the_latest_and_the_old_one_stays(catalogue: Catalogue, model: str) -> None:
+def test_a_new_evaluation_is_the_latest_as_a_whole_and_the_old_one_stays(catalogue: Catalogue, model: str) -> None:
     register(catalogue, model)
     moment = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
     catalogue.record_evaluation(model, "1.0.0", {"f1": 0.5, "recall": 0.4}, dataset="holdout", who="ada", at=moment)
@@ -31,12 +31,19 @@ def test_a_new_evaluation_is_the_latest_and_the_old_one_stays(catalogue: Catalog
     record = catalogue.show(model, "1.0.0")
     assert [(each.dataset, each.metric, each.value, each.latest) for each in record.results] == [
         ("holdout", "f1", 0.5, False),
-        ("holdout", "recall", 0.4, True),
+        ("holdout", "recall", 0.4, False),
         ("holdout", "f1", 0.6, True),
         ("other", "f1", 0.7, True),
     ]
     assert (record.results[0].who, record.results[0].at) == ("ada", moment)
-    assert record.summary.metrics == {"holdout": {"recall": 0.4, "f1": 0.6}, "other": {"f1": 0.7}}
+    assert record.summary.metrics == {"holdout": {"f1": 0.6}, "other": {"f1": 0.7}}
+
+
+def test_no_evaluation_is_taken_for_what_the_package_states(catalogue: Catalogue, model: str) -> None:
+    register(catalogue, model, evaluation={"accuracy": 0.9})
+    with pytest.raises(RecordRefused, match=r"data set 'package' stands for what package\.yaml states.*another name"):
+        catalogue.record_evaluation(model, "1.0.0", {"accuracy": 1.0}, dataset="package", who="ada")
+    assert catalogue.show(model, "1.0.0").summary.metrics == {"package": {"accuracy": 0.9}}
 
 
 def test_values_come_back_to_the_last_bit(catalogue: Catalogue, model: str) -> None:

@@ -41,13 +41,13 @@ def store(tmp_path: Path) -> Layout:
     return Layout(tmp_path / "store")
 
 
-def build(store: Layout, tmp_path: Path, version: str, content: bytes = b"weights") -> str:
-    """Puts a version of the model tumour into a store, and returns its digest."""
+def build(store: Layout, tmp_path: Path, version: str, content: bytes = b"weights", model: str = "tumour") -> str:
+    """Puts a version into a store, and returns its digest."""
     folder = tmp_path / "model"
     folder.mkdir(exist_ok=True)
     (folder / "package.yaml").write_text(json.dumps(PACKAGE))
     (folder / "model.bin").write_bytes(content)
-    return build_artifact(folder, "tumour", version, store).digest
+    return build_artifact(folder, model, version, store).digest
 
 
 def rebuild(catalogue: Catalogue, store: Layout, claim_period: timedelta = timedelta(0)) -> Rebuilt:
@@ -93,12 +93,55 @@ def test_what_the_store_has_no_more_is_removed(catalogue: Catalogue, store: Layo
     assert [version.version for version in catalogue.find()] == ["1.1.0"]
 
 
-def test_a_version_that_is_on_its_way_to_the_store_keeps_its_claim(catalogue: Catalogue, store: Layout) -> None:
+def test_a_version_that_is_on_its_way_to_the_store_keeps_its_claim(
+    catalogue: Catalogue, store: Layout, tmp_path: Path
+) -> None:
+    build(store, tmp_path, "0.9.0")
+    store.delete("tumour", "0.9.0")
     catalogue.register(describe("tumour"), digest("pushed"), 10, store.location, who="pusher")
     assert rebuild(catalogue, store, claim_period=timedelta(hours=1)).pending == ("tumour:1.0.0",)
     assert catalogue.show("tumour", "1.0.0").summary.digest == digest("pushed")
     assert rebuild(catalogue, store).removed == ("tumour:1.0.0",)
     assert catalogue.count() == 0
+
+
+@pytest.mark.parametrize("lost", ["", "oci-layout", "index.json"])
+def test_a_store_that_is_not_there_is_no_empty_store(
+    catalogue: Catalogue, store: Layout, tmp_path: Path, lost: str
+) -> None:
+    build(store, tmp_path, "1.0.0")
+    rebuild(catalogue, store)
+    (store.path / lost).rename(tmp_path / "elsewhere")
+    with pytest.raises(StoreDamaged, match=f"{store.path} is no store now.*mount or restore"):
+        rebuild(catalogue, store)
+    assert catalogue.count() == 1
+
+
+def test_a_store_that_is_not_there_keeps_the_claims_of_what_was_on_its_way(catalogue: Catalogue, store: Layout) -> None:
+    catalogue.register(describe("tumour"), digest("pushed"), 10, store.location, who="pusher")
+    with pytest.raises(StoreDamaged, match="no store now"):
+        rebuild(catalogue, store)
+    assert catalogue.count() == 1
+
+
+def test_a_store_from_which_all_was_deleted_is_an_empty_store(
+    catalogue: Catalogue, store: Layout, tmp_path: Path
+) -> None:
+    build(store, tmp_path, "1.0.0")
+    rebuild(catalogue, store)
+    store.delete("tumour", "1.0.0")
+    assert rebuild(catalogue, store).removed == ("tumour:1.0.0",)
+
+
+def test_of_some_models_only_their_versions_are_added_and_let_go(
+    catalogue: Catalogue, store: Layout, tmp_path: Path
+) -> None:
+    for model in ("tumour", "other"):
+        build(store, tmp_path, "1.0.0", model=model)
+        catalogue.register(describe(model, "0.9.0"), digest(model), 10, store.location, who="builder")
+    done = catalogue.rebuild(store, who="rebuilder", models=["tumour"], claim_period=timedelta(0))
+    assert (done.added, done.removed) == (("tumour:1.0.0",), ("tumour:0.9.0",))
+    assert [(each.model, each.version) for each in catalogue.find()] == [("other", "0.9.0"), ("tumour", "1.0.0")]
 
 
 def test_a_version_with_other_bytes_than_the_store_has_is_replaced(

@@ -20,7 +20,7 @@ from model_packaging.errors import BlobMissing, DigestMismatch, PackagingError
 from model_packaging.manifest import INDEX_TYPE, canonical
 from model_packaging.memory import Memory
 from model_packaging.stores import open_store
-from model_packaging.stores.collection import Collected, collect
+from model_packaging.stores.collection import Collected
 from model_packaging.stores.layout import Layout
 from tests.deadline import until
 from tests.packaging.model_folders import FILES, blob, build, layer_blob, leftovers, make_folder, tree, visible
@@ -52,7 +52,7 @@ def blobs(store: Layout) -> set[str]:
 
 def test_nothing_of_the_versions_there_are_is_freed(store: Layout, two: list[str]) -> None:
     before = visible(store.path)
-    assert collect(store) == Collected()
+    assert store.collect() == Collected()
     assert visible(store.path) == before
 
 
@@ -62,7 +62,7 @@ def test_what_only_a_deleted_version_was_made_of_is_freed(store: Layout, two: li
     freed = {two[0], config, f"sha256:{layer_blob(store, two[0], 'model.bin').name}"}
     size = sum(blob(store, digest).stat().st_size for digest in freed)
     store.delete("tumour", "1.0.0")
-    assert collect(store) == Collected(blobs=3, freed_bytes=size)
+    assert store.collect() == Collected(blobs=3, freed_bytes=size)
     assert everything - blobs(store) == {f"sha256/{digest.removeprefix('sha256:')}" for digest in freed}
     Artifact.find(store, "tumour", "1.1.0").verify()
 
@@ -70,21 +70,21 @@ def test_what_only_a_deleted_version_was_made_of_is_freed(store: Layout, two: li
 def test_a_dry_run_says_what_would_be_freed_and_frees_nothing(store: Layout, two: list[str]) -> None:
     store.delete("tumour", "1.0.0")
     before = tree(store.path)
-    would = collect(store, dry_run=True)
+    would = store.collect(dry_run=True)
     assert tree(store.path) == before
-    assert collect(store) == would
+    assert store.collect() == would
     assert would.blobs == 3
 
 
 def test_a_deleted_version_can_be_built_again_after_a_collection(store: Layout, two: list[str], folder: Path) -> None:
     store.delete("tumour", "1.1.0")
-    collect(store)
+    store.collect()
     assert build(folder, store, "1.1.0") == two[1]
     Artifact.find(store, "tumour", "1.1.0").verify()
 
 
 def test_a_store_that_is_not_there_has_nothing_to_free_and_is_not_made(tmp_path: Path) -> None:
-    assert collect(Layout(tmp_path / "nowhere")) == Collected()
+    assert Layout(tmp_path / "nowhere").collect() == Collected()
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -93,12 +93,12 @@ def test_a_folder_that_is_no_store_is_left_alone(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     before = tree(tmp_path)
-    assert collect(Layout(tmp_path)) == Collected()
+    assert Layout(tmp_path).collect() == Collected()
     assert tree(tmp_path) == before
 
 
 def test_the_blobs_of_a_registry_are_left_to_its_operator() -> None:
-    freed = collect(open_store("oci://localhost:1/models"))
+    freed = open_store("oci://localhost:1/models").collect()
     assert (freed.blobs, freed.freed_bytes) == (0, 0)
     assert freed.note is not None
     assert "oci://localhost:1/models is a registry" in freed.note
@@ -123,19 +123,19 @@ def manifest_of(store: Layout, content: bytes) -> bytes:
 def test_what_is_attached_to_a_version_stays_with_it_and_goes_with_it(store: Layout, two: list[str]) -> None:
     signature = manifest_of(store, b"signature")
     store.attach("tumour", two[0], "sig", signature, None)
-    collect(store)
+    store.collect()
     assert store.attachment("tumour", two[0], "sig") == signature
     assert store.has_blob("tumour", json.loads(signature)["layers"][0]["digest"])
     store.delete("tumour", "1.0.0")
     # Beside the three of the version: manifest, config and layer of the attachment.
-    assert collect(store).blobs == 6
+    assert store.collect().blobs == 6
 
 
 def test_an_attachment_that_was_replaced_is_freed(store: Layout, two: list[str]) -> None:
     first, second = manifest_of(store, b"first"), manifest_of(store, b"second")
     store.attach("tumour", two[0], "sig", first, None)
     store.attach("tumour", two[0], "sig", second, first)
-    assert collect(store).blobs == 2
+    assert store.collect().blobs == 2
     assert store.attachment("tumour", two[0], "sig") == second
 
 
@@ -156,7 +156,7 @@ def test_images_that_others_keep_in_the_layout_stay_whole(store: Layout, two: li
     document["manifests"].append({"mediaType": INDEX_TYPE, "digest": outer, "size": len(index)})
     (store.path / "index.json").write_bytes(canonical(document))
     before = blobs(store)
-    assert collect(store).blobs == 0
+    assert store.collect().blobs == 0
     assert blobs(store) == before
 
 
@@ -172,17 +172,17 @@ def test_nothing_is_freed_while_a_manifest_cannot_be_read(
     harm(blob(store, two[1]))
     before = tree(store.path)
     with pytest.raises(error):
-        collect(store)
+        store.collect()
     assert tree(store.path) == before
     store.delete("tumour", "1.1.0")
-    collect(store)
+    store.collect()
     assert blobs(store) == set()
 
 
 def test_a_store_that_lost_its_index_does_not_lose_its_blobs_too(store: Layout, two: list[str]) -> None:
     (store.path / "index.json").unlink()
     before = visible(store.path)
-    freed = collect(store)
+    freed = store.collect()
     assert freed.note is not None
     assert "no index.json" in freed.note
     assert visible(store.path) == before
@@ -192,7 +192,7 @@ def test_files_that_are_no_blobs_are_left_alone(store: Layout, two: list[str]) -
     place = store.path / "blobs" / "sha256"
     (place / "notes.txt").touch()
     (place / ("0" * 64)).symlink_to("notes.txt")
-    assert collect(store).blobs == 0
+    assert store.collect().blobs == 0
     assert (place / "notes.txt").exists()
 
 
@@ -243,11 +243,11 @@ def test_what_a_build_has_added_stays_until_it_puts_its_manifest(
     size = sum(len(content) for name, content in tree(folder).items() if name != "package.yaml")
     with builder_on_the_way(store, folder, tmp_path, stop_at=size):
         # Its other threads still write what they have read.
-        until(lambda: collect(store).kept, what="a blob of the build")
+        until(lambda: store.collect().kept, what="a blob of the build")
     Artifact.find(store, "tumour", "1.2.0").verify()
     # Its lease has ended.
     store.delete("tumour", "1.2.0")
-    assert collect(store).kept == 0
+    assert store.collect().kept == 0
 
 
 def test_what_a_build_found_in_the_store_stays_though_its_version_is_deleted(
@@ -260,7 +260,7 @@ def test_what_a_build_found_in_the_store_stays_though_its_version_is_deleted(
     with builder_on_the_way(store, folder, tmp_path, stop_at=1):
         for version in ("1.0.0", "1.1.0"):
             store.delete("tumour", version)
-        collect(store)
+        store.collect()
     Artifact.find(store, "tumour", "1.2.0").verify()
 
 
@@ -269,7 +269,7 @@ def test_what_no_build_can_count_on_is_freed_beside_one(
 ) -> None:
     with builder_on_the_way(store, folder, tmp_path, stop_at=1):
         store.delete("tumour", "1.0.0")
-        assert collect(store).blobs >= 2
+        assert store.collect().blobs >= 2
     Artifact.find(store, "tumour", "1.2.0").verify()
 
 
@@ -281,7 +281,7 @@ def test_a_killed_build_holds_nothing_and_what_it_left_is_removed(
         assert leftovers(store.path)
         builder.kill()
         builder.join()
-        freed = collect(store)
+        freed = store.collect()
         assert freed.uploads >= 1
         assert freed.kept == 0
     assert not leftovers(store.path)
@@ -293,7 +293,7 @@ def test_an_upload_of_a_living_process_is_left_alone(
 ) -> None:
     (folder / "new.bin").write_bytes(os.urandom(100_000))
     with builder_on_the_way(store, folder, tmp_path, stop_at=90_000):
-        assert collect(store).uploads == 0
+        assert store.collect().uploads == 0
     Artifact.find(store, "tumour", "1.2.0").verify()
 
 
@@ -303,6 +303,6 @@ def test_a_manifest_is_not_put_once_its_blobs_were_collected(store: Layout, two:
     added = store.add_blob("tumour", io.BytesIO(content), len(content))
     document = json.loads(blob(store, two[0]).read_bytes())
     document["layers"][0] |= {"digest": added, "size": len(content)}
-    assert collect(store).blobs == 1
+    assert store.collect().blobs == 1
     with pytest.raises(BlobMissing):
         store.put("tumour", "3.0.0", canonical(document))

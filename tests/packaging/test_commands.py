@@ -13,6 +13,8 @@ from typer.testing import CliRunner, Result
 
 from cli.package import app
 from model_packaging.catalogue.catalogue import Catalogue
+from model_packaging.stores.layout import Layout
+from tests.packaging.scripted_server import Reply, Request, answering
 
 STAND_IN = Path(__file__).parents[1] / "evaluation" / "stand_in.py"
 SIGNATURE = {
@@ -277,6 +279,33 @@ def test_a_lost_catalogue_is_made_anew_from_the_store(desk: Desk) -> None:
     assert [each["version"] for each in desk.json("list")] == ["1.0.0", "1.1.0"]
 
 
+def test_a_registry_that_lists_no_models_is_rebuilt_from_those_that_are_named(desk: Desk) -> None:
+    desk.build("1.0.0")
+    layout = Layout(desk.root / ".state" / "store")
+
+    def answer(request: Request) -> Reply:
+        *_, model, kind, wanted = request.path.partition("?")[0].split("/")
+        if (model, kind, wanted) == ("tumour", "tags", "list"):
+            return Reply(200, body=json.dumps({"tags": [entry.version for entry in layout.entries()]}).encode())
+        if model != "tumour":
+            return Reply(404)
+        digest = wanted if wanted.startswith("sha256:") else layout.resolve(model, wanted)
+        with layout.open_blob(model, digest, "a blob") as blob:
+            return Reply(200, {"Docker-Content-Digest": digest}, blob.read())
+
+    with answering(answer) as script:
+        asked = ("rebuild", "--store", f"oci+http://{script.host}/models", "--catalogue", "sqlite:///other.sqlite")
+        refused = desk.run(*asked)
+        assert (refused.exit_code, "lepton package rebuild --model MODEL" in refused.stderr) == (1, True)
+        assert desk.json(*asked, "--model", "tumour", "--model", "missing")["added"] == ["tumour:1.0.0"]
+
+
+@pytest.mark.parametrize("command", ["list", "rebuild"])
+def test_a_model_that_is_no_name_is_wrong_usage(desk: Desk, command: str) -> None:
+    result = desk.run(command, "--model", "Tumour!")
+    assert (result.exit_code, "Tumour!" in result.stderr) == (2, True)
+
+
 def test_outside_of_a_project_a_build_needs_no_catalogue_and_a_listing_names_the_option(
     desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,12 +319,25 @@ def test_outside_of_a_project_a_build_needs_no_catalogue_and_a_listing_names_the
     assert (refused.exit_code, "--catalogue" in refused.stderr) == (1, True)
 
 
+def holdout(desk: Desk) -> Path:
+    data = desk.root / "holdout.csv"
+    data.write_text("a,b,truth\n" + "".join(f"{number / 20},0,{int(number >= 8)}\n" for number in range(20)))
+    return data
+
+
 def test_an_evaluation_is_kept_in_the_catalogue_and_written_as_a_report(desk: Desk) -> None:
     desk.build("1.0.0")
-    data = desk.root / "holdout.csv"
-    rows = [(number / 20, 0, int(number >= 8)) for number in range(20)]
-    data.write_text("a,b,truth\n" + "".join(f"{a},{b},{truth}\n" for a, b, truth in rows))
-    arguments = ["tumour:1.0.0", "--data", data, "--target", "truth", "--positive", "1", "--report", "report.html"]
+    arguments = [
+        "tumour:1.0.0",
+        "--data",
+        holdout(desk),
+        "--target",
+        "truth",
+        "--positive",
+        "1",
+        "--report",
+        "report.html",
+    ]
     found = desk.json("evaluate", *arguments, "--option", "latency_requests=5")
     # The stand-in calls a row positive from 0.5 on; here it is from 0.4 on.
     assert found["evaluations"][0]["metrics"]["accuracy"] == 0.9
@@ -312,3 +354,63 @@ def test_a_version_that_can_not_be_evaluated_is_named_and_the_status_is_1(desk: 
     result = desk.run("evaluate", "tumour:1.0.0", "--data", data, "--target", "truth", "--json")
     assert result.exit_code == 1
     assert "tumour:1.0.0" in result.stderr
+
+
+def served_after(script: str) -> dict[str, list[str]]:
+    """A server that first does something else, so that it happens in the midst of an evaluation."""
+    command = PACKAGE["server"]["command"]
+    return {"command": ["/bin/sh", "-c", f'{script}; exec "$@"', "sh", *command]}
+
+
+LOSE_RESULTS = (
+    "import sqlite3; sqlite3.connect('.state/catalogue.sqlite').execute('ALTER TABLE results RENAME TO lost')"
+)
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_an_evaluation_whose_catalogue_and_report_fail_at_the_end_is_still_told(desk: Desk, as_json: bool) -> None:
+    reports = desk.root / "reports"
+    reports.mkdir()
+    # A folder that is gone would be made again; nobody can make one in a file's place.
+    script = f'(cd {desk.root}; rmdir reports; touch reports; {sys.executable} -c "{LOSE_RESULTS}")'
+    desk.build("1.0.0", server=served_after(script))
+    arguments = ["tumour:1.0.0", "--data", holdout(desk), "--target", "truth", "--option", "latency_requests=0"]
+    more = ["--json"] if as_json else []
+    result = desk.run("evaluate", *arguments, "--positive", "1", "--report", reports / "report.html", *more)
+    assert result.exit_code == 1
+    assert result.stderr.count("error: ") == 2
+    if as_json:
+        document = json.loads(result.stdout)
+        assert document["evaluations"][0]["metrics"]["accuracy"] == 0.9
+        assert (document["catalogue"], document["report"]) == (None, None)
+    else:
+        assert "accuracy" in result.stdout
+        assert "report:" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        (("--dataset-name", "package"), "package.yaml states"),
+        (("--dataset-name", "x" * 256), "256 characters"),
+        (("--report", "nowhere/report.html"), "No such file or directory"),
+        (("--report", "/proc/report.html"), "can't be written"),
+        (("--catalogue", "sqlite:////proc/catalogue.sqlite"), "/proc"),
+        (("--option", "x=["), "is no YAML"),
+    ],
+)
+def test_what_would_lose_an_evaluation_s_results_is_refused_before_a_server_starts(
+    desk: Desk, option: tuple[str, str], reason: str
+) -> None:
+    desk.build("1.0.0", server=served_after(f"touch {desk.root}/started"))
+    result = desk.run("evaluate", "tumour:1.0.0", "--data", holdout(desk), "--target", "truth", *option)
+    assert result.exit_code in (1, 2)
+    assert reason in " ".join(result.stderr.replace("│", " ").split())
+    assert not (desk.root / "started").exists()
+
+
+def test_an_evaluation_that_is_not_kept_may_have_any_name(desk: Desk) -> None:
+    desk.build("1.0.0")
+    arguments = ["tumour:1.0.0", "--data", holdout(desk), "--target", "truth", "--option", "latency_requests=0"]
+    found = desk.json("evaluate", *arguments, "--no-record", "--dataset-name", "package")
+    assert (found["catalogue"], found["report"]) == (None, None)

@@ -404,7 +404,14 @@ def test_what_is_there_is_kept_unless_asked(artifact: Artifact, base: Path, tmp_
     second = export(artifact, form, tmp_path / name, replace=True)
     assert Written.at(tmp_path / name).entry["annotations"]["org.opencontainers.image.ref.name"] == "1"
     assert first.digest == second.digest
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", name, "made"]
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["base", name, "made"]
+
+
+def test_a_layout_that_no_export_made_is_never_replaced(artifact: Artifact, base: Path) -> None:
+    before = sorted(base.rglob("*"))
+    with pytest.raises(ExportRefused, match="is not what an earlier export as image left"):
+        export(artifact, Image(base), base, replace=True)
+    assert sorted(base.rglob("*")) == before
 
 
 def test_an_image_without_a_target_is_refused(artifact: Artifact, base: Path) -> None:

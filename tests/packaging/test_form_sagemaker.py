@@ -138,6 +138,13 @@ def test_a_file_that_is_there_is_kept_unless_asked(artifact: Artifact, tmp_path:
     assert digest_of(target.read_bytes()) == done.digest
 
 
+def test_a_link_is_never_replaced_by_the_archive(artifact: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "model.tar.gz").symlink_to(tmp_path / "mine")
+    with pytest.raises(ExportRefused, match="plain files only"):
+        export(artifact, SageMaker(), tmp_path / "model.tar.gz", replace=True)
+    assert (tmp_path / "model.tar.gz").is_symlink()
+
+
 def test_a_folder_is_never_replaced_by_the_archive(artifact: Artifact, tmp_path: Path) -> None:
     with pytest.raises(ExportRefused, match="name the file to write"):
         export(artifact, SageMaker(), tmp_path, replace=True)

@@ -22,7 +22,6 @@ from model_packaging.digests import digest_of
 from model_packaging.errors import DiskFull, PackagingError
 from model_packaging.layers import Compression
 from model_packaging.memory import Memory
-from model_packaging.stores.collection import collect
 from model_packaging.stores.layout import Layout
 from tests.packaging.model_folders import build, leftovers, make_folder, tree, visible
 
@@ -64,7 +63,7 @@ def _work_for_ever(path: Path, folder: Path, memory: Path, seed: int, started: C
             with suppress(PackagingError):
                 store.delete("tumour", f"1.0.{chance.randrange(6)}")
         if chance.random() < 0.5:
-            collect(store)
+            store.collect()
 
 
 def test_the_store_is_sound_after_kills_at_random_moments(tmp_path: Path) -> None:
@@ -96,7 +95,7 @@ def test_the_store_is_sound_after_kills_at_random_moments(tmp_path: Path) -> Non
         assert_sound(store)
         states.update([(store.path / "index.json").read_bytes()] if (store.path / "index.json").exists() else [])
     assert len(states) > 3, "too little happened between the kills"
-    collect(store)
+    store.collect()
     assert not leftovers(store.path)
     assert_sound(store)
     build(tmp_path / "models" / "0", store, "2.0.0")

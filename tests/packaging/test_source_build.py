@@ -86,3 +86,10 @@ def test_a_description_beside_a_folder_that_has_one_is_refused(tmp_path: Path) -
 def test_a_source_that_is_nowhere_is_refused_and_told_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(SourceRefused, match="runs:/"), fetched(str(tmp_path / "nowhere")):
         pass
+
+
+def test_a_fetched_source_without_a_description_is_named_with_the_option(tmp_path: Path) -> None:
+    snapshot = make_snapshot(tmp_path / "hub")
+    with pytest.raises(SourceRefused, match="--description FILE") as refused, fetched(str(snapshot)):
+        pass
+    assert str(refused.value).startswith(str(snapshot))

@@ -171,6 +171,34 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         fetch(str(tmp_path), tmp_path / "model")
 
 
+@pytest.mark.parametrize("uri", ["runs:/abc/model", "models:/tumour/1"])
+def test_without_a_tracking_uri_mlflow_is_not_asked_and_makes_no_database(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceRefused, match="set MLFLOW_TRACKING_URI"):
+        fetch(uri, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_mlflow_says_of_its_own_work_is_not_shown(tmp_path: Path) -> None:
+    program = (
+        "import sys, pathlib\n"
+        "from model_packaging.errors import SourceRefused\n"
+        "from model_packaging.sources.mlflow import fetch\n"
+        "try:\n"
+        "    fetch('runs:/abc/model', pathlib.Path('unused'), tracking_uri=sys.argv[1])\n"
+        "except SourceRefused as error:\n"
+        "    print(error)\n"
+    )
+    # A new database, which MLflow says that it makes.
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    done = subprocess.run([sys.executable, "-c", program, uri], capture_output=True, text=True, check=True)
+    assert "MLflow says" in done.stdout
+    assert done.stderr == ""
+
+
 def test_without_mlflow_the_error_names_the_extra(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib\n"
