@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import urllib.request
 
 import pytest
@@ -108,9 +109,13 @@ def test_revisions_keep_their_numbers_however_long_the_history_is(project: Sandb
     project.must("deploy", project.write_version("long", "1.0.0"))
     endpoint = project.write_endpoint("long", {"1.0.0": 7})
     project.must("deploy", endpoint)
-    # As a backend of many months has them: updates that changed nothing.
-    for _ in range(11):
-        assert project.pulumi("up", "--yes", "--skip-preview", "--stack", "dev.long").status == 0
+    # As a backend of many months has them: updates that changed nothing. One is real, the others its copies.
+    assert project.pulumi("up", "--yes", "--skip-preview", "--stack", "dev.long").status == 0
+    history = project.root / ".state" / "backend" / ".pulumi" / "history" / TEAM / "dev.long"
+    latest = max(history.glob("*.history.json"))
+    name, moment = latest.name.removesuffix(".history.json").rsplit("-", 1)
+    for number in range(1, 11):
+        shutil.copy(latest, history / f"{name}-{int(moment) + number}.history.json")
     project.must("traffic", "set", endpoint, "1.0.0=8")
     result = project.must("rollback", endpoint, "--json").json
     assert (result["restored"], result["weights"]) == (1, {"1.0.0": 7})

@@ -301,11 +301,14 @@ def test_a_stubborn_server_and_its_child_are_ended(
 
 
 EVALUATE = """
+import signal
 import sys
 from pathlib import Path
 from model_packaging.evaluation.options import EvaluationRequest, Options
 from model_packaging.evaluation.run import evaluate
 if __name__ == "__main__":
+    # Processes of a shell's background, where these tests may run, are born deaf to it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     request = EvaluationRequest.model_validate_json(Path(sys.argv[1]).read_text())
     evaluate([request], Path(sys.argv[2]), Options(target="label"))
 """

@@ -343,7 +343,7 @@ def test_the_image_serves_the_models_sample(
     written = write(artifact, Image(base), tmp_path / "image")
     port = port_range[0]
     with running(written, written.unpack(tmp_path / "root"), port):
-        until(lambda: answer(port, "GET", "/v2/health/ready") is not None, what="the server is ready")
+        until(lambda: answer(port, "GET", "/v2/health/ready") is not None, 60, what="the server is ready")
         said = answer(port, "POST", "/v2/models/tumour/infer", SAMPLE)
     assert said is not None
     assert said["model_version"] == "1.2.0"
