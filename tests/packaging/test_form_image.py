@@ -8,6 +8,7 @@ import http.client
 import io
 import json
 import os
+import socket
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -336,12 +337,12 @@ def test_a_tag_that_no_engine_takes_is_refused(artifact: Artifact, base: Path, t
         export(artifact, Image(base, tag=tag), tmp_path / "image")
 
 
-def test_the_image_serves_the_models_sample(
-    artifact: Artifact, tmp_path: Path, model_server: Path, port_range: tuple[int, int]
-) -> None:
+def test_the_image_serves_the_models_sample(artifact: Artifact, tmp_path: Path, model_server: Path) -> None:
     base = make_layout(tmp_path / "base", [layer({"oip-server": model_server.read_bytes()})])
     written = write(artifact, Image(base), tmp_path / "image")
-    port = port_range[0]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     with running(written, written.unpack(tmp_path / "root"), port):
         until(lambda: answer(port, "GET", "/v2/health/ready") is not None, 60, what="the server is ready")
         said = answer(port, "POST", "/v2/models/tumour/infer", SAMPLE)
