@@ -222,5 +222,5 @@ def _source_date() -> datetime | None:
         return datetime.fromtimestamp(int(given), UTC)
     except (ValueError, OverflowError, OSError):
         raise typer.BadParameter(
-            f"SOURCE_DATE_EPOCH: given {given!r}: it is a whole number of seconds since 1970"
+            f"SOURCE_DATE_EPOCH: given {given!r}: it is a whole number of seconds since 1970, up to the year 9999"
         ) from None

@@ -86,6 +86,8 @@ def export(
     from model_packaging.forms import Folder, Image, SageMaker  # noqa: PLC0415
     from model_packaging.forms import export as write_form  # noqa: PLC0415
 
+    _refuse_others(form, "image", base=base, tag=tag, platform=platform, user=user)
+    _refuse_others(form, "sagemaker", uri=uri, uncompressed=uncompressed or None)
     wanted: Form
     match form:
         case "folder":
@@ -165,6 +167,13 @@ def gc(
         f"and {done.uploads} broken-off uploads",
         as_json=as_json,
     )
+
+
+def _refuse_others(form: str, owner: str, **options: object) -> None:
+    """Raises typer.BadParameter where an option of form `owner` is given for another."""
+    given = [name for name, value in options.items() if value is not None]
+    if given and form != owner:
+        raise typer.BadParameter(f"--{given[0]} is an option of --as {owner}, not of --as {form}; leave it out")
 
 
 def _base(given: str | None) -> str | Path:

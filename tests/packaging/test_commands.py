@@ -215,6 +215,14 @@ def test_an_export_for_sagemaker_says_its_model_data_source(desk: Desk, tmp_path
     assert (tmp_path / "model.tar.gz").stat().st_size == done["size_bytes"]
 
 
+def test_an_option_of_another_form_is_wrong_usage(desk: Desk, tmp_path: Path) -> None:
+    desk.build("1.0.0")
+    for options in (["--as", "folder", "--uri", "s3://a/b/"], ["--as", "sagemaker", "--base", "x"]):
+        refused = desk.run("export", "tumour:1.0.0", *options, "--to", tmp_path / "out")
+        assert (refused.exit_code, "is an option of" in refused.stderr) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_image_without_a_base_is_wrong_usage(desk: Desk) -> None:
     desk.build("1.0.0")
     assert desk.run("export", "tumour:1.0.0", "--as", "image").exit_code == 2
