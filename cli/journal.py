@@ -39,15 +39,18 @@ def note(project: Project, stacks: Iterable[StackConfig], *, removed: bool = Fal
 
 
 def _note(catalogue: Catalogue, releases: Releases, stack: StackConfig, shares: _Shares) -> None:
-    model = _model(stack)
+    model = stack.endpoint.model if stack.kind == "endpoint" else stack.version.model
+    known: dict[str, int | None] = {}
     for version in _shares(stack):
         try:
-            catalogue.show(model, version)
+            deployed = catalogue.show(model, version).deployed
         except NotInCatalogue:
             if not shares:
                 return
             _register(catalogue, releases, stack.settings.environment, model, version)
-    if _is_known(catalogue, stack, shares):
+        else:
+            known.update((version, each.weight) for each in deployed if each.stack == stack.address)
+    if known == shares:
         return
     revisions = releases.revisions(stack)
     where = {
@@ -63,21 +66,8 @@ def _note(catalogue: Catalogue, releases: Releases, stack: StackConfig, shares: 
         catalogue.record_deployment(model, stack.version.version, removed=not shares, **where)
 
 
-def _model(stack: StackConfig) -> str:
-    return stack.endpoint.model if stack.kind == "endpoint" else stack.version.model
-
-
 def _shares(stack: StackConfig) -> _Shares:
     return stack.endpoint.weights if stack.kind == "endpoint" else {stack.version.version: None}
-
-
-def _is_known(catalogue: Catalogue, stack: StackConfig, shares: _Shares) -> bool:
-    recorded: dict[str, int | None] = {}
-    for version in _shares(stack):
-        for each in catalogue.show(_model(stack), version).deployments:
-            if each.stack == stack.address and each.latest and not each.removed:
-                recorded[version] = each.weight
-    return recorded == shares
 
 
 def _register(catalogue: Catalogue, releases: Releases, environment: str, model: str, version: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,16 +222,6 @@ class Artifact:
         if (found, size) != (part.digest, part.stored):
             sizes = f"{size} bytes read of {part.stored} declared"
             raise DigestMismatch(self.store.location, part.name, part.digest, found, sizes)
-
-
-def check(store: Store, model: str, version: str) -> Iterator[PackagingError]:
-    """Hashes every byte of a version's artifact, and yields what is wrong with it."""
-    try:
-        found = Artifact.find(store, model, version)
-    except PackagingError as fault:
-        yield fault
-        return
-    yield from found.check()
 
 
 def _config(store: Store, model: str, manifest: Manifest) -> ModelConfig:

@@ -231,11 +231,7 @@ def _sections(found: VersionRecord) -> Iterator[tuple[str, list[str], list[list[
     yield (
         "deployed",
         ["environment", "stack", "revision", "since"],
-        [
-            [each.environment, each.stack, each.revision, _time(each.at)]
-            for each in found.deployments
-            if each.latest and not each.removed
-        ],
+        [[each.environment, each.stack, each.revision, _time(each.at)] for each in found.deployed],
     )
 
 

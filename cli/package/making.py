@@ -177,10 +177,10 @@ def key(
     as_json: JsonOption = False,
 ) -> None:
     """Make a team's key pair. With LEPTON_KEY_PASSWORD, or one that is typed in, the private key is encrypted."""
-    from model_packaging.keys import generate_key  # noqa: PLC0415
+    from model_packaging.keys import PASSWORD_VARIABLE, generate_key  # noqa: PLC0415
 
     public = private.with_name(f"{private.name}.pub")
-    password = os.environ.get("LEPTON_KEY_PASSWORD")
+    password = os.environ.get(PASSWORD_VARIABLE)
     if password is None and os.isatty(0):
         password = typer.prompt("Password (empty: none)", default="", hide_input=True, confirmation_prompt=True)
     private.parent.mkdir(parents=True, exist_ok=True)
@@ -194,7 +194,7 @@ def key(
 
 
 def _signer(artifact: Artifact, keys: list[Path]) -> str | None:
-    """The fingerprint of the key that has signed the artifact: one of `keys`, or where none are given, any."""
+    """Which of `keys` has signed the artifact; None where none is asked for."""
     from model_packaging.keys import PublicKey  # noqa: PLC0415
     from model_packaging.signing import TrustedKey, verify_signature  # noqa: PLC0415
 
@@ -205,7 +205,9 @@ def _signer(artifact: Artifact, keys: list[Path]) -> str | None:
 
 
 def _password(file: Path) -> str | None:
-    given = os.environ.get("LEPTON_KEY_PASSWORD")
+    from model_packaging.keys import PASSWORD_VARIABLE  # noqa: PLC0415
+
+    given = os.environ.get(PASSWORD_VARIABLE)
     if given is None and os.isatty(0) and b"ENCRYPTED" in file.read_bytes():
         given = typer.prompt(f"Password of {file}", hide_input=True)
     return given or None

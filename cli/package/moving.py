@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -126,18 +127,16 @@ def delete(
     target = open_store(store)
     target.resolve(*named)
     opened = open_catalogue_if_any(catalogue)
-    if opened is None:
+    with opened or nullcontext():
+        try:
+            record = opened.show(*named) if opened else None
+        except NotInCatalogue:
+            record = None
+        if record is not None:
+            check_deletion(str(named), record.summary.stage, {each.stack for each in record.deployed})
         target.delete(*named)
-    else:
-        with opened:
-            try:
-                record = opened.show(*named)
-                stacks = {each.stack for each in record.deployments if each.latest and not each.removed}
-                check_deletion(str(named), record.summary.stage, stacks)
-                target.delete(*named)
-                opened.forget(*named, target.location)
-            except NotInCatalogue:
-                target.delete(*named)
+        if opened and record is not None:
+            opened.forget(*named, target.location)
     output.result(
         {**named._asdict(), "store": target.location}, f"{named} is deleted from {target.location}", as_json=as_json
     )

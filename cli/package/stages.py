@@ -119,11 +119,7 @@ def _shares(name: VersionName, record: VersionRecord) -> list[Share]:
     from model_packaging.lifecycle import Share  # noqa: PLC0415
     from rollout.shares import shares  # noqa: PLC0415
 
-    recorded = [
-        Share(each.environment, each.stack, each.weight)
-        for each in record.deployments
-        if each.latest and not each.removed and each.weight is not None
-    ]
+    recorded = [Share(each.environment, each.stack, each.weight) for each in record.deployed if each.weight is not None]
     try:
         return shares(context.project(), *name, recorded)
     except NotInProjectError:

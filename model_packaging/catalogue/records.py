@@ -115,6 +115,11 @@ class VersionRecord:
     children: tuple[str, ...]
     """The versions in the catalogue that were made from it, as MODEL:VERSION."""
 
+    @property
+    def deployed(self) -> tuple[DeploymentRecord, ...]:
+        """Where it is now."""
+        return tuple(each for each in self.deployments if each.latest and not each.removed)
+
     def subject(self) -> Subject:
         """As one side of a comparison."""
         return Subject(self.description, self.summary.stage, self.summary.size_bytes, self.summary.metrics)

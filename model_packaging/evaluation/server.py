@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from infra.settings.version import RESERVED_VARIABLES
 from infra.single_node.machine.limits import Limits
 from infra.single_node.machine.marks import NODE_VARIABLE, PROGRAM_VARIABLE
 from infra.single_node.machine.servers import ServerSpec, is_ready, server_command
+from infra.single_node.machine.supervisor import INHERITED
 from model_packaging.errors import ServerFailed
 from model_packaging.evaluation import guard
 from model_packaging.evaluation.options import EvaluationRequest
@@ -24,11 +26,8 @@ _POLL_SECONDS = 0.05
 _STOP_SECONDS = 5.0
 _LOG_LINES = 20
 
-# What a node's servers inherit, and the devices that this evaluation may use.
-_INHERITED = (
-    "PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES",
-    "NVIDIA_VISIBLE_DEVICES",
-)  # fmt: skip
+# Besides what a node's servers inherit: the devices that this evaluation may use.
+_INHERITED = (*INHERITED, *RESERVED_VARIABLES)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from infra.single_node.machine.marks import NODE_VARIABLE, PROGRAM_VARIABLE, end
 from infra.single_node.machine.node import Node, NodeError
 from infra.single_node.machine.program import Program
 
-_INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
+INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
+"""What servers have of the environment of whoever starts them."""
 _START_SECONDS = 10
 LOG_BYTES = 10_000_000
 """A log is rotated at this size; two older ones are kept."""
@@ -143,7 +144,7 @@ class Supervisor:
         """
 
         def lasting(specification: dict[str, Any]) -> dict[str, Any]:
-            env = {name: value for name, value in specification["env"].items() if name not in _INHERITED}
+            env = {name: value for name, value in specification["env"].items() if name not in INHERITED}
             return specification | {"command": specification["command"][1:], "env": env}
 
         problems = self._differing({**program.files, self._program(program.name): self._render_program(program)})
@@ -234,7 +235,7 @@ class Supervisor:
         return self._node.run / "supervisord.conf"
 
     def _environment(self) -> dict[str, str]:
-        return {name: os.environ[name] for name in _INHERITED if name in os.environ}
+        return {name: os.environ[name] for name in INHERITED if name in os.environ}
 
     def _render_configuration(self) -> str:
         return _ini(
