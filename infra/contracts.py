@@ -6,7 +6,7 @@ A mode is a package `infra.<mode>` (hyphens become underscores) with four module
 | ---------- | ------------------------------------------------------------- |
 | `platform` | `Platform`: a component made from `PlatformSettings`          |
 | `version`  | `ServedVersion`: a component made from `VersionSettings`      |
-| `endpoint` | `Endpoint`: a component made from `EndpointSettings`          |
+| `endpoint` | `Endpoint`: a component made from `EndpointSettings`; `Shifter` |
 | `observe`  | `Observer`: what is true on the data plane, never from state  |
 
 Adding a mode is adding a package: nothing here, and nothing in another mode, changes.
@@ -80,6 +80,14 @@ class VersionExports(TypedDict):
     ready_replicas: int
 
 
+class RolloutExports(TypedDict):
+    """Which rollout, and which driver of it, made an endpoint's last update."""
+
+    id: str
+    driver: str
+    step: int
+
+
 class EndpointExports(TypedDict):
     """Outputs of an endpoint stack."""
 
@@ -88,6 +96,8 @@ class EndpointExports(TypedDict):
     baseline: str
     shadow: dict[str, Any] | None
     dashboard_url: str | None
+    rollout: RolloutExports | None
+    """None while no rollout is under way."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +147,25 @@ class Traffic(TypedDict):
     """Percentage of copied requests by version."""
 
 
+class Amount(TypedDict):
+    """Of processors, memory or GPUs."""
+
+    cpu: float
+    """Cores."""
+    memory: int
+    """Bytes."""
+    gpu: int
+    """Whole GPUs."""
+
+
+class Room(TypedDict):
+    """An environment's capacity."""
+
+    total: Amount
+    reserved: Amount
+    """What its versions' replicas are promised, used or not. One that is promised nothing counts as nothing."""
+
+
 class Observer(Protocol):
     """Reads the data plane of one environment. Every method raises ObservationError when it can't be read."""
 
@@ -150,9 +179,32 @@ class Observer(Protocol):
         """Instant vector of a PromQL expression: each sample's labels and value."""
         ...
 
+    def room(self) -> Room:
+        """What the environment has, and what of it is spoken for."""
+        ...
+
 
 class ObserverFactory(Protocol):
     def __call__(self, platform: PlatformExports) -> Observer: ...
+
+
+class Shifter(Protocol):
+    """Moves an endpoint's weights on the data plane itself, past its stack: for an emergency, and undone by nothing.
+
+    The stack has to follow with the same weights, or its next refresh calls them drift.
+    """
+
+    def shift(self, team: str, model: str, weights: Mapping[str, int]) -> None:
+        """Gives the endpoint's variants these weights, all of them, and returns when the data plane has them.
+
+        Raises:
+            ObservationError: when that can't be done; the weights are as they were then.
+        """
+        ...
+
+
+class ShifterFactory(Protocol):
+    def __call__(self, platform: PlatformExports) -> Shifter: ...
 
 
 class ObservationError(UserError):
@@ -183,6 +235,11 @@ def observer_of(platform: PlatformExports) -> Observer:
         UnknownModeError: when this installation doesn't have the mode.
     """
     return cast("ObserverFactory", _member(platform["mode"], "observe", "Observer"))(platform)
+
+
+def shifter_of(platform: PlatformExports) -> Shifter:
+    """Moves weights in the environment with these outputs. Raises as `observer_of`."""
+    return cast("ShifterFactory", _member(platform["mode"], "endpoint", "Shifter"))(platform)
 
 
 def _member(mode: Mode, module: str, name: str) -> object:

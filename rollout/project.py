@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -37,6 +37,9 @@ _KINDS: dict[Kind, type[StackSettings]] = {
     "version": VersionSettings,
     "endpoint": EndpointSettings,
 }
+
+ROLLOUT_KEY = "lepton:rollout"
+"""Config key of a rollout's state, beside `lepton:endpoint`."""
 
 
 class UnknownStackError(UserError):
@@ -76,6 +79,10 @@ class StackConfig:
     def document(self) -> dict[str, Any]:
         """What the file says under the stack's key, as written."""
         return _read(self.file, self.shown)["config"][f"lepton:{self.kind}"]
+
+    def rollout(self) -> dict[str, Any] | None:
+        """The state of the endpoint's rollout as the file has it, if there is one: `rollout/state.py`."""
+        return _read(self.file, self.shown)["config"].get(ROLLOUT_KEY)
 
     def with_document(self, document: dict[str, Any]) -> StackConfig:
         """This stack with another config, validated and not yet written. Raises SettingsError."""
@@ -193,13 +200,33 @@ class Project:
         Raises:
             BusyError: when another command holds it.
         """
-        file = self.root / ".state" / "locks" / f"{stack.team}.{stack.name}"
+        with self._locked(
+            f"{stack.team}.{stack.name}", f"{stack.address}: another lepton on this machine is changing it; try again"
+        ):
+            yield
+
+    @contextmanager
+    def driving(self, endpoint: StackConfig) -> Iterator[None]:
+        """Makes this process the one driver of the endpoint's rollouts on this machine, for as long as they take.
+
+        Raises:
+            BusyError: when another process drives it.
+        """
+        busy = (
+            f"{endpoint.address}: another process on this machine drives its rollout; look with `lepton rollout watch`"
+        )
+        with self._locked(f"{endpoint.team}.{endpoint.name}.rollout", busy):
+            yield
+
+    @contextmanager
+    def _locked(self, name: str, busy: str) -> Iterator[None]:
+        file = self.root / ".state" / "locks" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise BusyError(f"{stack.address}: another lepton on this machine is changing it; try again") from None
+                raise BusyError(busy) from None
             yield
 
     def show_path(self, path: Path) -> str:
@@ -267,8 +294,11 @@ def _kind_and_document(file: Path, shown: str) -> tuple[Kind, Any]:
     return kinds[0], config[f"lepton:{kinds[0]}"]
 
 
-def write_document(stack: StackConfig, document: dict[str, Any]) -> None:
-    """Puts another config into the stack's file, leaving comments and everything else of the file as they are."""
+def write_config(stack: StackConfig, values: Mapping[str, Any]) -> None:
+    """Puts values into the stack's file by their config keys, leaving comments and all else of the file as they are.
+
+    None takes a key out.
+    """
     from ruamel.yaml import YAML  # noqa: PLC0415 - slow to import, and needed by changes alone
 
     editor = YAML()
@@ -276,7 +306,11 @@ def write_document(stack: StackConfig, document: dict[str, Any]) -> None:
     editor.width = 4096
     editor.indent(mapping=2, sequence=4, offset=2)
     content = editor.load(stack.file.read_text())
-    _merge(content["config"], f"lepton:{stack.kind}", document)
+    for key, value in values.items():
+        if value is None:
+            content["config"].pop(key, None)
+        else:
+            _merge(content["config"], key, value)
     text = StringIO()
     editor.dump(content, text)
     write_atomically(stack.file, text.getvalue())

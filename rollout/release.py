@@ -8,10 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
-from infra.contracts import ObservationError, Observer, PlatformExports, Traffic, observer_of
+from infra.contracts import ObservationError, Observer, PlatformExports, Traffic, observer_of, shifter_of
 from infra.errors import UserError
 from infra.settings import SettingsError
-from rollout.project import Project, StackConfig, write_document
+from rollout.project import ROLLOUT_KEY, Project, StackConfig, write_config
 from rollout.pulumi_stack import Changes, PulumiStack
 from rollout.revisions import Revision, revision_before, revision_numbered, revisions
 
@@ -77,7 +77,7 @@ class Releases:
 
         Raises:
             SettingsError: when the result can't be a config; nothing is touched then.
-            BusyError, StackError, NotVerifiedError: see `_apply`.
+            BusyError, StackError, NotVerifiedError: see `apply`.
         """
         with self._project.holding(endpoint):
             document = endpoint.document()
@@ -88,7 +88,7 @@ class Releases:
             kept = {version: weight for version, weight in {**current, **weights}.items() if version not in dropped}
             variants = [{"version": version, "weight": weight} for version, weight in kept.items()]
             said = " ".join(f"{version}={weight}" for version, weight in kept.items())
-            return self._apply(endpoint, document | {"variants": variants}, f"traffic set {said}")
+            return self.apply(endpoint, document | {"variants": variants}, f"traffic set {said}")
 
     def rollback(self, endpoint: StackConfig, to_revision: int | None = None) -> tuple[Revision, Changes]:
         """Restores the config of the previous revision, or of the one with that number. Raises as `set_weights`."""
@@ -97,25 +97,41 @@ class Releases:
             if not found:
                 raise NotDeployedError(f"{endpoint.address} has never been up, so there is nothing to go back to")
             target = revision_before(found) if to_revision is None else revision_numbered(found, to_revision)
-            return target, self._apply(endpoint, target.document, f"rollback to revision {target.number}")
+            return target, self.apply(endpoint, target.document, f"rollback to revision {target.number}")
 
-    def _apply(self, endpoint: StackConfig, document: dict[str, Any], message: str) -> Changes:
+    def apply(
+        self,
+        endpoint: StackConfig,
+        document: dict[str, Any],
+        message: str,
+        *,
+        rollout: Mapping[str, Any] | None = None,
+        fast: bool = False,
+    ) -> Changes:
         """Writes an endpoint's config, brings its stack up, and reads the weights back from the data plane.
+
+        `rollout` is the state of its rollout, and None that it has none. `fast`: the data plane has the weights before
+        the stack follows. Whoever calls this holds the endpoint.
 
         Raises:
             SettingsError: when the config can't be used; nothing is touched then.
+            ObservationError: when the data plane can't be changed past the stack; nothing is changed then.
             StackError: when the update fails; the config file is as it was before then.
             NotVerifiedError: when the data plane doesn't come to the new weights.
         """
         changed = endpoint.with_document(document)
         self._project.require_versions(changed)
-        before = endpoint.document()
-        write_document(endpoint, document)
+        key = f"lepton:{endpoint.kind}"
+        before = {key: endpoint.document(), ROLLOUT_KEY: endpoint.rollout()}
+        write_config(endpoint, {key: document, ROLLOUT_KEY: rollout})
         try:
+            if fast:
+                platform = self.platform(endpoint.settings.environment)
+                shifter_of(platform).shift(endpoint.team, changed.endpoint.model, changed.endpoint.weights)
             changes = self.pulumi(changed).up(message, notify=self._notify)
         except BaseException:
-            write_document(endpoint, before)
-            self._notify_of_half_done(endpoint.with_document(before))
+            write_config(endpoint, before)
+            self._notify_of_half_done(endpoint.with_document(before[key]))
             raise
         self.verify(changed)
         return changes

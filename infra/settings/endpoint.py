@@ -7,6 +7,7 @@ from collections import Counter
 from pydantic import Field, field_validator, model_validator
 
 from infra.names import endpoint_stack
+from infra.settings.rollout import GuardSettings, RolloutSettings
 from infra.settings.values import Name, Seconds, SemanticVersion, Settings, Weight
 
 
@@ -72,6 +73,8 @@ class EndpointSettings(Settings):
     timeouts: Timeouts = Field(default_factory=Timeouts)
     retries: int = Field(default=2, ge=0, le=10, strict=True)
     """Attempts after the first, only for requests that no server has seen."""
+    rollout: RolloutSettings = Field(default_factory=RolloutSettings)
+    guard: GuardSettings | None = None
 
     @field_validator("variants")
     @classmethod

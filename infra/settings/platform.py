@@ -90,6 +90,8 @@ class PlatformSettings(Settings):
     `oci://HOST[:PORT]/PREFIX`."""
     trust: TrustSettings | None = None
     """Left out, signatures don't matter."""
+    freeze: str | None = Field(default=None, min_length=1)
+    """Why no rollout may begin a step in the environment; left out, they may."""
     node: NodeSettings = Field(default_factory=NodeSettings)
     monitoring: MonitoringSettings = Field(default_factory=MonitoringSettings)
 

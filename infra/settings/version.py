@@ -137,6 +137,8 @@ class VersionSettings(Settings):
     """Added to the server's environment. Values may be secrets (`pulumi config set --secret --path`)."""
     ready_timeout: Seconds = 120.0
     """How long a replica may take until it is ready before the deploy fails."""
+    warm_up: int = Field(default=10, ge=0, le=10_000, strict=True)
+    """Sample requests of its package that it answers before a rollout first gives it weight."""
     drain_timeout: Seconds = 30.0
     """How long a replica that is taken away may take to finish what it has."""
     health: Health = Field(default_factory=Health)

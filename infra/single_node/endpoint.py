@@ -35,7 +35,7 @@ class Endpoint(pulumi.ComponentResource):
             {
                 "directory": platform["internals"]["directory"],
                 "team": stack.team,
-                "endpoint": settings.model_dump(mode="json"),
+                "endpoint": settings.model_dump(mode="json", exclude={"rollout", "guard"}),
                 "backends": {version: exports["backend"] for version, exports in versions.items()},
             },
             pulumi.ResourceOptions(parent=self),

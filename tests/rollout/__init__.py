@@ -1,0 +1,1 @@
+"""Tests of releases without an engine: strategies, statistics, state, records."""
