@@ -44,11 +44,6 @@ from tests.packaging.model_folders import (
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Layout:
-    return Layout(tmp_path / "store")
-
-
-@pytest.fixture
 def digest(store: Layout, tmp_path: Path) -> str:
     # In parts: model.bin has seven.
     return build(make_folder(tmp_path / "model", FILES), store, part_bytes=1_000)

@@ -41,11 +41,6 @@ GIT = GitSource(commit="0123456789abcdef0123456789abcdef01234567", branch="main"
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Layout:
-    return Layout(tmp_path / "store")
-
-
-@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return make_folder(tmp_path / "model")
 

@@ -29,16 +29,6 @@ FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Layout:
-    return Layout(tmp_path / "store")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return make_folder(tmp_path / "model", FILES)
-
-
-@pytest.fixture
 def two(store: Layout, folder: Path) -> list[str]:
     """Versions 1.0.0 and 1.1.0, which share all files but one."""
     first = build(folder, store, "1.0.0")

@@ -62,11 +62,6 @@ def source(tmp_path: Path) -> Layout:
     return Layout(tmp_path / "source")
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return make_folder(tmp_path / "model", FILES)
-
-
 def large_files(count: int = 20, size: int = 100 * KIB) -> dict[str, bytes]:
     return {f"shard-{number:02}.bin": os.urandom(size) for number in range(count)}
 

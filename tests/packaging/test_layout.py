@@ -31,17 +31,7 @@ from model_packaging.errors import (
 from model_packaging.manifest import canonical
 from model_packaging.stores import Entry, open_store
 from model_packaging.stores.layout import Layout
-from tests.packaging.model_folders import FILES, blob, build, leftovers, make_folder, tree, visible
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Layout:
-    return Layout(tmp_path / "store")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return make_folder(tmp_path / "model", FILES)
+from tests.packaging.model_folders import blob, build, leftovers, make_folder, tree, visible
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from model_packaging.build import Built, build_artifact
 from model_packaging.errors import FolderRefused
 from model_packaging.memory import Layer, Memory, Stamp
 from model_packaging.stores.layout import Layout
-from tests.packaging.model_folders import FILES, layer_blob, make_folder
+from tests.packaging.model_folders import FILES, layer_blob
 
 SIZE = sum(map(len, FILES.values()))
 LATER_NS = 10**10
@@ -26,16 +26,6 @@ LATER_NS = 10**10
 def later() -> int:
     """Ten seconds from now: what was written just now is settled then."""
     return time.time_ns() + LATER_NS
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Layout:
-    return Layout(tmp_path / "store")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return make_folder(tmp_path / "model", FILES)
 
 
 @pytest.fixture

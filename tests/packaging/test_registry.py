@@ -74,11 +74,6 @@ def store(server: Server, prefix: str) -> Registry:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return make_folder(tmp_path / "model", FILES)
-
-
-@pytest.fixture
 def source(folder: Path, tmp_path: Path) -> Layout:
     """A store in a folder, with version 1.0.0."""
     layout = Layout(tmp_path / "source")

@@ -46,11 +46,6 @@ TRUSTED = trusting(TEAM)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Layout:
-    return Layout(tmp_path / "store")
-
-
-@pytest.fixture
 def artifact(store: Layout) -> Artifact:
     return built(store, "1.0.0")
 
