@@ -1,11 +1,14 @@
-"""Turns the weights that are and those that are wanted into the steps between. Pure.
-
-A step is what an endpoint is to be like for a while: weights, a shadow, and the replicas that each version needs then.
-"""
+"""A step of a rollout, and the error of a strategy that can't make any."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
+
+from infra.errors import UserError
+
+
+class StrategyError(UserError):
+    """There are no steps from these weights to those."""
 
 
 class Step(BaseModel):
@@ -20,6 +23,7 @@ class Step(BaseModel):
     capacity: dict[str, int] = {}
     """Replicas by version, of those that the rollout changes; any other keeps what it has."""
     bake_seconds: float
+    """How long gates look at it, at least; 0: nothing new gets requests, so there is nothing to judge."""
     approval: bool = False
     """Whether somebody has to approve it before it begins."""
     percent: float

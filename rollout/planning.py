@@ -1,0 +1,236 @@
+"""Says of a rollout, before anything moves, what its steps are, what they take, how long, and whether that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
+
+from infra.contracts import ObservationError, Observer, Room
+from infra.settings import PlatformSettings, VersionSettings
+from infra.settings.rollout import RolloutSettings, StrategyName
+from infra.settings.version import Resources
+from rollout import cautions
+from rollout.cautions import LONGEST_WINDOW
+from rollout.clock import Clock, SystemClock
+from rollout.gate_needs import GateNeed, gate_needs
+from rollout.peak import Peak, peak
+from rollout.project import Project, StackConfig
+from rollout.quiet_hours import quiet_until
+from rollout.release import Releases
+from rollout.strategies import Step, StrategyError, plan_steps
+from rollout.strategies.move import Move
+
+UPDATE_SECONDS = 5.0
+"""Allowed for one update of a stack, with its verification."""
+
+
+@dataclass(frozen=True)
+class Duration:
+    """In seconds, without the time that somebody takes to approve."""
+
+    shortest: float
+    """Every gate passes as soon as its bake is over."""
+    longest: float
+    """Every gate takes the longest that it may, and every replica that comes takes its whole `ready_timeout`."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A rollout that nobody has started."""
+
+    endpoint: str
+    strategy: StrategyName
+    current: dict[str, int]
+    target: dict[str, int]
+    steps: tuple[Step, ...]
+    peak: Peak
+    would_fit: tuple[str, ...]
+    """Strategies that fit, where this one doesn't."""
+    duration: Duration
+    rate: float | None
+    """Requests/s of the endpoint's clients over the last minutes; None: nobody knows."""
+    gates: tuple[GateNeed, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        return not self.peak.lacking
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "endpoint": self.endpoint,
+            "strategy": self.strategy,
+            "current": self.current,
+            "target": self.target,
+            "steps": [step.model_dump() for step in self.steps],
+            "fits": self.fits,
+            "peak": {"needed": self.peak.needed, "reserved": self.peak.reserved, "total": self.peak.total},
+            "lacking": self.peak.lacking,
+            "would_fit": list(self.would_fit),
+            "seconds": asdict(self.duration) | {"allowed_for_an_update": UPDATE_SECONDS},
+            "requests_per_second": self.rate,
+            "gates": [asdict(need) for need in self.gates],
+            "warnings": list(self.warnings),
+        }
+
+
+def make_plan(
+    releases: Releases,
+    project: Project,
+    endpoint: StackConfig,
+    target: Mapping[str, int],
+    settings: RolloutSettings,
+    clock: Clock | None = None,
+) -> Plan:
+    """The plan of a rollout from the endpoint's weights to the target's. Changes nothing.
+
+    Raises:
+        SettingsError: where a version of the target has no stack config.
+        StrategyError: where the strategy can't do it.
+        NotDeployedError, ObservationError: where the environment can't be looked at. Without metrics there is a plan.
+    """
+    current = endpoint.endpoint.weights
+    versions = versions_of(project, endpoint, target)
+    replicas = {version: its.replicas for version, its in versions.items()}
+    resources = {version: its.resources for version, its in versions.items()}
+    move = Move.between(current, target, replicas)
+    steps = plan_steps(current, target, settings, replicas)
+    observer = releases.observer(endpoint)
+    room = observer.room()
+    running = _running(releases, project, endpoint, list(versions))
+    found = peak(steps, running, resources, room)
+    metrics = _Metrics(observer, endpoint)
+    rate = metrics.rate()
+    baseline = endpoint.endpoint.baseline_version
+    gates = gate_needs(steps, move.gaining, baseline, settings, rate=rate, error_ratio=metrics.error_ratio(baseline))
+    duration = expected_duration(steps, running, settings, versions)
+    platform = project.platform(endpoint.settings.environment).settings
+    assert isinstance(platform, PlatformSettings)
+    quiet = quiet_until(settings.quiet, (clock or SystemClock()).now())
+    warnings = [
+        *cautions.obstacles(endpoint, platform, quiet),
+        *cautions.few_replicas(move, steps[-1]),
+        *cautions.unlimited(steps, running, versions),
+        *cautions.hurried(settings, duration.shortest),
+        *metrics.problems,
+        *cautions.unjudged(steps, gates, settings, rate),
+    ]
+    would_fit = [
+        name
+        for name, other in _alternatives(settings)
+        if found.lacking and _fits(current, target, other, replicas, running, resources, room)
+    ]
+    return Plan(
+        endpoint=endpoint.address,
+        strategy=settings.strategy,
+        current=current,
+        target=dict(target),
+        steps=tuple(steps),
+        peak=found,
+        would_fit=tuple(would_fit),
+        duration=duration,
+        rate=rate,
+        gates=tuple(gates),
+        warnings=tuple(warnings),
+    )
+
+
+def versions_of(project: Project, endpoint: StackConfig, target: Mapping[str, int]) -> dict[str, VersionSettings]:
+    """What the configs of the endpoint's versions and of the target's say.
+
+    Raises:
+        SettingsError: where one of them has no config, or one that can't be used.
+    """
+    names = list(dict.fromkeys([*endpoint.endpoint.weights, *target]))
+    variants = [{"version": version, "weight": 1} for version in names]
+    project.require_versions(endpoint.with_document(endpoint.document() | {"variants": variants}))
+    return {version: project.version_of(endpoint, version).version for version in names}
+
+
+def expected_duration(
+    steps: Sequence[Step],
+    running: Mapping[str, int],
+    settings: RolloutSettings,
+    versions: Mapping[str, VersionSettings],
+) -> Duration:
+    """How long the steps take, with the time that the old side is kept. `running`: replicas by version before them."""
+    shortest = longest = settings.keep or 0.0
+    before = running
+    for step in steps:
+        rising = [version for version, replicas in step.capacity.items() if replicas > before.get(version, 0)]
+        falling = [version for version, replicas in step.capacity.items() if replicas < before.get(version, 0)]
+        # Those that rise do so side by side, and so do those that fall.
+        updates = UPDATE_SECONDS * (1 + bool(rising) + bool(falling))
+        shortest += updates + step.bake_seconds
+        longest += updates + max((versions[version].ready_timeout for version in rising), default=0.0)
+        longest += settings.max_bake if step.bake_seconds else 0.0
+        before = {**before, **step.capacity}
+    return Duration(shortest=shortest, longest=longest)
+
+
+def _running(releases: Releases, project: Project, endpoint: StackConfig, versions: list[str]) -> dict[str, int]:
+    """Replicas that each version's stack was last brought up with; 0 where it isn't up."""
+
+    def ask(version: str) -> int:
+        return releases.pulumi(project.version_of(endpoint, version)).outputs().get("desired_replicas", 0)
+
+    with ThreadPoolExecutor(max_workers=len(versions)) as pool:
+        return dict(zip(versions, pool.map(ask, versions), strict=True))
+
+
+def _alternatives(settings: RolloutSettings) -> Iterator[tuple[str, RolloutSettings]]:
+    """Other strategies with the same options, and the one that asks for the least room."""
+    names: tuple[StrategyName, ...] = get_args(StrategyName)
+    for name in names:
+        if name != settings.strategy:
+            yield name, settings.model_copy(update={"strategy": name})
+    least = {"strategy": "rolling", "max_surge": 0, "max_unavailable": max(settings.max_unavailable, 1)}
+    if settings.max_surge:
+        yield (
+            f"rolling with max_surge 0 and max_unavailable {least['max_unavailable']}",
+            settings.model_copy(update=least),
+        )
+
+
+def _fits(
+    current: Mapping[str, int],
+    target: Mapping[str, int],
+    settings: RolloutSettings,
+    replicas: Mapping[str, int],
+    running: Mapping[str, int],
+    resources: Mapping[str, Resources],
+    room: Room,
+) -> bool:
+    try:
+        steps = plan_steps(current, target, settings, replicas)
+    except StrategyError:
+        return False
+    return not peak(steps, running, resources, room).lacking
+
+
+class _Metrics:
+    """What the endpoint's metrics say now. What they don't say is a problem to tell of, and no error."""
+
+    def __init__(self, observer: Observer, endpoint: StackConfig) -> None:
+        self.problems: list[str] = []
+        self._observer = observer
+        self._model = f'team="{endpoint.team}", model="{endpoint.endpoint.model}"'
+
+    def rate(self) -> float | None:
+        """Requests/s of the endpoint's clients; None where nobody knows."""
+        return self._value(f"endpoint:requests:rate{LONGEST_WINDOW}{{{self._model}}}")
+
+    def error_ratio(self, version: str) -> float:
+        """A version's; 0 where nobody knows."""
+        return self._value(f'version:errors:ratio{LONGEST_WINDOW}{{{self._model}, version="{version}"}}') or 0.0
+
+    def _value(self, promql: str) -> float | None:
+        try:
+            samples = self._observer.query(promql)
+        except ObservationError as error:
+            if str(error) not in self.problems:
+                self.problems.append(str(error))
+            return None
+        return samples[0][1] if samples else None
