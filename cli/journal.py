@@ -9,6 +9,7 @@ from cli import output
 from cli.package.shared import open_catalogue, who
 from infra.errors import UserError
 from model_packaging.artifact import Artifact
+from model_packaging.catalogue.query import Query
 from model_packaging.errors import NotInCatalogue
 from model_packaging.stores import open_store
 from rollout.project import Project, StackConfig
@@ -41,7 +42,9 @@ def note(project: Project, stacks: Iterable[StackConfig], *, removed: bool = Fal
 def _note(catalogue: Catalogue, releases: Releases, stack: StackConfig, shares: _Shares) -> None:
     model = stack.endpoint.model if stack.kind == "endpoint" else stack.version.model
     known: dict[str, int | None] = {}
-    for version in _shares(stack):
+    # A variant that was dropped is no longer in the config, and the catalogue may still have it here.
+    there = catalogue.find(Query(model=model, environment=stack.settings.environment))
+    for version in dict.fromkeys([*_shares(stack), *(each.version for each in there)]):
         try:
             deployed = catalogue.show(model, version).deployed
         except NotInCatalogue:
@@ -71,7 +74,7 @@ def _shares(stack: StackConfig) -> _Shares:
 
 
 def _register(catalogue: Catalogue, releases: Releases, environment: str, model: str, version: str) -> None:
-    """Takes in a version that was built elsewhere, or before there was a catalogue."""
+    """Takes in a version that was built there, or before there was a catalogue."""
     store = open_store(releases.platform(environment)["artifact_store"])
     artifact = Artifact.find(store, model, version)
     catalogue.register(artifact.description, artifact.digest, artifact.size, store.location, who=who(None))

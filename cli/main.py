@@ -10,14 +10,18 @@ from typing import Annotated
 
 import typer
 
-from cli import context, output, package, team, traffic
+from cli import context, output, package, rollout, team, traffic
 from cli.context import EndpointArgument, EnvironmentArgument, JsonOption
 from cli.errors import ErrorsAsText
+from cli.guard import guard
+from cli.history import history
+from cli.rollback import rollback
 
 app = typer.Typer(
     cls=ErrorsAsText, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 app.add_typer(traffic.app, name="traffic")
+app.add_typer(rollout.app, name="rollout")
 app.add_typer(package.app, name="package")
 app.add_typer(team.app, name="team")
 
@@ -83,48 +87,9 @@ def status(endpoint: EndpointArgument, as_json: JsonOption = False) -> None:
     )
 
 
-@app.command()
-def history(endpoint: EndpointArgument, as_json: JsonOption = False) -> None:
-    """List an endpoint's revisions."""
-    found = context.releases().revisions(context.stack(endpoint, "endpoint"))
-    if as_json:
-        output.document([revision.summary() for revision in found])
-        return
-    output.table(
-        ["revision", "when", "took", "weights", "why", "commit"],
-        [
-            [
-                revision.number,
-                revision.started.strftime("%Y-%m-%d %H:%M:%S"),
-                f"{revision.seconds:.0f} s",
-                output.weights(revision.weights),
-                revision.message,
-                (revision.git_commit or "-")[:10],
-            ]
-            for revision in found
-        ],
-    )
-
-
-@app.command()
-def rollback(
-    endpoint: EndpointArgument,
-    to_revision: Annotated[int | None, typer.Option(help="A revision's number. [default: the previous one]")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Restore the config of an endpoint's previous revision, and verify it on the data plane."""
-    from cli.journal import note  # noqa: PLC0415
-
-    stack = context.stack(endpoint, "endpoint")
-    with output.progress(f"rolling {endpoint} back", quiet=as_json) as notify:
-        revision, changes = context.releases(notify).rollback(stack, to_revision)
-        note(context.project(), [context.stack(endpoint, "endpoint")])
-    output.result(
-        {"endpoint": endpoint, "restored": revision.number, "weights": revision.weights, "seconds": changes.seconds},
-        f"{endpoint}: back to revision {revision.number}: {output.weights(revision.weights)}, "
-        f"as the data plane says ({changes.seconds:.1f} s)",
-        as_json=as_json,
-    )
+app.command()(history)
+app.command()(rollback)
+app.command()(guard)
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -87,7 +88,8 @@ class StackConfig:
     def with_document(self, document: dict[str, Any]) -> StackConfig:
         """This stack with another config, validated and not yet written. Raises SettingsError."""
         key = f"lepton:{self.kind}"
-        return replace(self, settings=parse_settings(_KINDS[self.kind], document, file=self.shown, key=key))
+        settings = parse_settings(_KINDS[self.kind], _without_secrets(document), file=self.shown, key=key)
+        return replace(self, settings=settings)
 
 
 class Project:
@@ -331,9 +333,32 @@ def _merge(parent: Any, key: Any, value: Any) -> None:
         parent[key] = value
 
 
+# Much faster, where PyYAML has it.
+_SafeLoader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_SafeLoader):
+    """Reads YAML as Pulumi does, and as `write_config` writes it: `on` and `18:00` are text, as in YAML 1.2."""
+
+
+_NUMBERS_AND_WORDS = {  # https://yaml.org/spec/1.2.2, 10.3.2
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?(0|[1-9][0-9]*|0o?[0-7]+|0x[0-9a-fA-F]+)", "-+0123456789"),
+    "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?|\.(inf|Inf|INF))|\.(nan|NaN|NAN)", "-+.0123456789"),
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern) for tag, pattern in found if tag.rpartition(":")[2] not in (*_NUMBERS_AND_WORDS, "timestamp")
+    ]
+    for first, found in _SafeLoader.yaml_implicit_resolvers.items()
+}
+for _kind, (_pattern, _first) in _NUMBERS_AND_WORDS.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})$"), list(_first))
+
+
 def _read(file: Path, shown: str) -> dict[str, Any]:
     try:
-        content = yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+        content = yaml.load(file.read_text(), Loader=_Loader)  # noqa: S506
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{shown}: not YAML: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("config") or {}, dict):

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from infra.errors import UserError
 from infra.settings import EndpointSettings
+from rollout.author import acting_user, signed
 from rollout.project import Project, StackConfig
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class Changes:
     counts: dict[str, int]
     """Resources by operation: `create`, `update`, `delete`, `replace`."""
     seconds: float
+    shift_seconds: float = 0.0
+    """Until the data plane had the weights, where it was moved before the stack."""
 
     @property
     def any(self) -> bool:
@@ -78,13 +81,38 @@ class PulumiStack:
         """Makes the stack as its config says.
 
         `refresh` looks first at what is really there. A lock that a killed update left is cleared, and what that
-        update was in the middle of is taken up; `notify` is told.
+        update was in the middle of is taken up; `notify` is told. The history keeps the message, and who it is by.
 
         Raises:
             StackError: with the reasons that Pulumi gave.
             StackLockedError: while another update is running.
         """
-        return self._change(lambda stack, options: stack.up(message=message, **options), notify, refresh=refresh)
+        told = signed(message, acting_user(self._project.root))
+        return self._change(lambda stack, options: stack.up(message=told, **options), notify, refresh=refresh)
+
+    def preview(self, *, refresh: bool = False) -> Changes:
+        """What `up` would do. Nothing is changed and nothing is locked.
+
+        Raises:
+            StackError: with the reasons why `up` would fail; also where the backend has no such stack.
+        """
+        from pulumi.automation import errors  # noqa: PLC0415 - slow to import
+
+        started = time.monotonic()
+        counts: dict[str, int] = {}
+        problems: list[str] = []
+        try:
+            self._open().preview(
+                refresh=refresh or None,
+                on_event=lambda event: _collect(event, counts, problems),
+                suppress_outputs=True,
+                suppress_progress=True,
+                color="never",
+                config_file=str(self.config.file),
+            )
+        except errors.CommandError as error:
+            raise StackError(_reasons(self.config.address, problems, str(error))) from None
+        return Changes(counts, time.monotonic() - started)
 
     def destroy(self, notify: Callable[[str], None] = lambda _: None) -> Changes:
         """Removes every resource of the stack; its history stays. Raises as `up`."""

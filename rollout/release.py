@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from infra.contracts import ObservationError, Observer, PlatformExports, Traffic, observer_of, shifter_of
 from infra.errors import UserError
-from infra.settings import SettingsError
+from infra.settings import EndpointSettings, SettingsError
+from rollout.author import acting_user
+from rollout.clock import Clock, SystemClock
 from rollout.project import ROLLOUT_KEY, Project, StackConfig, write_config
 from rollout.pulumi_stack import Changes, PulumiStack
-from rollout.revisions import Revision, revision_before, revision_numbered, revisions
+from rollout.revisions import Revision, revisions
+from rollout.state import Phase
 
 _VERIFY_SECONDS = 10
 _POLL_SECONDS = 0.05
+_SAME_PERCENT = 0.001
+"""Two shares of copied requests are one below this difference: routers keep them in whole parts of a million."""
+_PAUSED: Phase = "paused"
 
 Notify = Callable[[str], None]
 
 
 class NotVerifiedError(UserError):
     """Pulumi says that it is done, and the data plane says otherwise."""
+
+
+class NotFollowedError(UserError):
+    """The data plane has been given new weights, and the stack's own update failed after that."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +64,10 @@ class NotDeployedError(UserError):
 class Releases:
     """Operations on the stacks of one project."""
 
-    def __init__(self, project: Project, notify: Notify = lambda _: None) -> None:
+    def __init__(self, project: Project, notify: Notify = lambda _: None, clock: Clock | None = None) -> None:
         self._project = project
         self._notify = notify
+        self._clock = clock or SystemClock()
         self._platforms: dict[str, PlatformExports] = {}
 
     def deploy(self, stack: StackConfig) -> Changes:
@@ -72,8 +83,13 @@ class Releases:
                 self.verify(stack)
             return changes
 
-    def set_weights(self, endpoint: StackConfig, weights: Mapping[str, int], drop: Iterable[str] = ()) -> Changes:
+    def set_weights(
+        self, endpoint: StackConfig, weights: Mapping[str, int], drop: Iterable[str] = (), by: str | None = None
+    ) -> Changes:
         """Gives these versions these weights; variants that aren't named keep theirs, dropped ones go.
+
+        A rollout of the endpoint is paused by it, in the same update. `by`: who does it; default: see
+        `rollout.author`.
 
         Raises:
             SettingsError: when the result can't be a config; nothing is touched then.
@@ -88,16 +104,21 @@ class Releases:
             kept = {version: weight for version, weight in {**current, **weights}.items() if version not in dropped}
             variants = [{"version": version, "weight": weight} for version, weight in kept.items()]
             said = " ".join(f"{version}={weight}" for version, weight in kept.items())
-            return self.apply(endpoint, document | {"variants": variants}, f"traffic set {said}")
+            rollout = self._paused(endpoint, f"traffic set by {by or acting_user(self._project.root)}: {said}")
+            return self.apply(endpoint, document | {"variants": variants}, f"traffic set {said}", rollout=rollout)
 
-    def rollback(self, endpoint: StackConfig, to_revision: int | None = None) -> tuple[Revision, Changes]:
-        """Restores the config of the previous revision, or of the one with that number. Raises as `set_weights`."""
-        with self._project.holding(endpoint):
-            found = self.revisions(endpoint)
-            if not found:
-                raise NotDeployedError(f"{endpoint.address} has never been up, so there is nothing to go back to")
-            target = revision_before(found) if to_revision is None else revision_numbered(found, to_revision)
-            return target, self.apply(endpoint, target.document, f"rollback to revision {target.number}")
+    def _paused(self, endpoint: StackConfig, reason: str) -> dict[str, Any] | None:
+        """The state of the endpoint's rollout, if there is one, with somebody's hands on its traffic."""
+        state = endpoint.rollout()
+        if state is None:
+            return None
+        self._notify(
+            f"{endpoint.address}: this pauses its rollout {state['id']}; go on with `lepton rollout resume "
+            f"{endpoint.address}`, or end it with `lepton rollout abort {endpoint.address}`"
+        )
+        # What the driver expected of the stack no longer holds; it looks anew when it is told to go on.
+        changed = {"phase": _PAUSED, "reason": reason, "since": self._clock.now().isoformat()}
+        return state | changed | {"request": None, "follows": None}
 
     def apply(
         self,
@@ -117,6 +138,7 @@ class Releases:
             SettingsError: when the config can't be used; nothing is touched then.
             ObservationError: when the data plane can't be changed past the stack; nothing is changed then.
             StackError: when the update fails; the config file is as it was before then.
+            NotFollowedError: when it fails after the data plane was moved; the config file keeps the new weights then.
             NotVerifiedError: when the data plane doesn't come to the new weights.
         """
         changed = endpoint.with_document(document)
@@ -124,17 +146,33 @@ class Releases:
         key = f"lepton:{endpoint.kind}"
         before = {key: endpoint.document(), ROLLOUT_KEY: endpoint.rollout()}
         write_config(endpoint, {key: document, ROLLOUT_KEY: rollout})
+        started = self._clock.monotonic()
+        shifted: float | None = None
         try:
             if fast:
-                platform = self.platform(endpoint.settings.environment)
-                shifter_of(platform).shift(endpoint.team, changed.endpoint.model, changed.endpoint.weights)
+                self._shift(changed)
+                shifted = self._clock.monotonic() - started
             changes = self.pulumi(changed).up(message, notify=self._notify)
-        except BaseException:
+        except BaseException as error:
+            if shifted is not None:
+                # The old config would have the next update undo what the emergency asked for.
+                raise NotFollowedError(
+                    f"{endpoint.address}: the data plane has the new weights, {_said(changed.endpoint.weights)}, and "
+                    f"so has {endpoint.shown}; its stack did not follow, and `lepton deploy {endpoint.address}` makes "
+                    f"it: {error or type(error).__name__}"
+                ) from error
             write_config(endpoint, before)
             self._notify_of_half_done(endpoint.with_document(before[key]))
             raise
         self.verify(changed)
-        return changes
+        return replace(changes, shift_seconds=shifted or 0.0)
+
+    def _shift(self, endpoint: StackConfig) -> None:
+        """Has the data plane take the endpoint's weights on; until the stack follows, a variant that goes has none."""
+        settings = endpoint.endpoint
+        present = self.observer(endpoint).traffic(endpoint.team, settings.model)["weights"]
+        shifter = shifter_of(self.platform(settings.environment))
+        shifter.shift(endpoint.team, settings.model, {**dict.fromkeys(present, 0), **settings.weights})
 
     def _notify_of_half_done(self, endpoint: StackConfig) -> None:
         """An update that was stopped may have come as far as the data plane."""
@@ -147,25 +185,25 @@ class Releases:
                 )
 
     def verify(self, endpoint: StackConfig) -> Traffic:
-        """Waits until the data plane has the weights of the endpoint's config.
+        """Waits until the data plane has the weights and the shadow of the endpoint's config.
 
         Raises:
             NotVerifiedError: when it hasn't within 10 s.
         """
-        observer = self.observer(endpoint)
-        wanted = endpoint.endpoint.weights
-        deadline = time.monotonic() + _VERIFY_SECONDS
+        observer, settings = self.observer(endpoint), endpoint.endpoint
+        deadline = self._clock.monotonic() + _VERIFY_SECONDS
         while True:
             try:
-                traffic = observer.traffic(endpoint.team, endpoint.endpoint.model)
-                said = f"the data plane has {traffic['weights']}"
-                if traffic["weights"] == wanted:
+                traffic = observer.traffic(endpoint.team, settings.model)
+                said = f"the data plane has {_traffic_said(traffic['weights'], traffic['shadow'])}"
+                if traffic["weights"] == settings.weights and _same_shadow(traffic["shadow"], _shadow(settings)):
                     return traffic
             except ObservationError as error:
                 said = str(error)
-            if time.monotonic() > deadline:
+            if self._clock.monotonic() > deadline:
+                wanted = _traffic_said(settings.weights, _shadow(settings))
                 raise NotVerifiedError(f"{endpoint.address}: asked for {wanted}, and {said}")
-            time.sleep(_POLL_SECONDS)
+            self._clock.sleep(_POLL_SECONDS)
 
     def status(self, endpoint: StackConfig) -> Status:
         """Raises NotDeployedError where the endpoint isn't up, ObservationError where the data plane can't be read."""
@@ -203,3 +241,22 @@ class Releases:
 
     def pulumi(self, stack: StackConfig) -> PulumiStack:
         return PulumiStack(self._project, stack)
+
+
+def _shadow(settings: EndpointSettings) -> dict[str, float]:
+    return {settings.shadow.version: settings.shadow.percent} if settings.shadow else {}
+
+
+def _same_shadow(found: Mapping[str, float], wanted: Mapping[str, float]) -> bool:
+    return found.keys() == wanted.keys() and all(
+        math.isclose(found[version], percent, abs_tol=_SAME_PERCENT) for version, percent in wanted.items()
+    )
+
+
+def _traffic_said(weights: Mapping[str, int], shadow: Mapping[str, float]) -> str:
+    copies = "".join(f", and {percent:g} % copied to {version}" for version, percent in shadow.items())
+    return (_said(weights) or "no weights") + copies
+
+
+def _said(weights: Mapping[str, int]) -> str:
+    return " ".join(f"{version}={weight}" for version, weight in weights.items())

@@ -1,0 +1,249 @@
+"""How versions stand to what a rollback needs of them: judged from their histories, before anything is touched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import yaml
+from pulumi.automation import ConfigValue, UpdateSummary
+
+from infra.contracts import Amount, Room
+from model_packaging.build import build_artifact
+from model_packaging.stores.layout import Layout
+from rollout.capacity import Capacity, CapacityError, Standing
+from rollout.project import Project, StackConfig
+from rollout.release import Releases
+
+MODEL, VERSION = "tumour", "1.0.0"
+START = datetime(2026, 1, 1, tzinfo=UTC)
+THEN, LATER = START + timedelta(minutes=5), START + timedelta(minutes=15)
+
+
+class StandInReleases:
+    """Stands in for `Releases`: histories and a data plane as a test says, and no engine."""
+
+    def __init__(self, store: Path) -> None:
+        self.histories: dict[str, list[UpdateSummary]] = {}
+        self.replicas: dict[str, int] = {}
+        self.total = Amount(cpu=8.0, memory=2**34, gpu=2)
+        self.reserved = Amount(cpu=0.0, memory=0, gpu=0)
+        self._store = store
+
+    def observer(self, stack: StackConfig) -> StandInReleases:
+        return self
+
+    def ready(self, team: str, model: str, versions: Iterable[str]) -> dict[str, int]:
+        return {version: self.replicas.get(version, 0) for version in versions}
+
+    def traffic(self, team: str, model: str) -> dict[str, Any]:
+        return {"weights": {VERSION: 90}, "shadow": {"2.0.0": 10.0}}
+
+    def room(self) -> Room:
+        return {"total": self.total, "reserved": self.reserved}
+
+    def platform(self, environment: str) -> dict[str, str]:
+        return {"artifact_store": str(self._store)}
+
+    def pulumi(self, stack: StackConfig) -> Any:
+        return SimpleNamespace(history=lambda: self.histories.get(stack.name, []))
+
+
+class Bench:
+    """A project with an endpoint on disk, and versions that only the stand-in has deployed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        folder = root / "stacks" / "diagnostics"
+        folder.mkdir(parents=True)
+        (root / "Pulumi.yaml").write_text("name: lepton\n")
+        (folder / "Pulumi.yaml").write_text("name: diagnostics\n")
+        self.folder = folder
+        variants = [{"version": VERSION, "weight": 1}]
+        self._write(f"dev.{MODEL}", "endpoint", {"environment": "dev", "model": MODEL, "variants": variants})
+        self.releases = StandInReleases(root / "store")
+        self.project = Project(root)
+        self.refused = ""
+
+    def _write(self, stack: str, kind: str, document: dict[str, Any]) -> None:
+        (self.folder / f"Pulumi.{stack}.yaml").write_text(yaml.safe_dump({"config": {f"lepton:{kind}": document}}))
+
+    def declare(self, **settings: Any) -> dict[str, Any]:
+        """Has the version a config file."""
+        self._write(f"dev.{MODEL}-{VERSION}", "version", version(**settings))
+        return version(**settings)
+
+    def package(self) -> None:
+        folder = self.root / "model"
+        folder.mkdir()
+        (folder / "weights.bin").write_bytes(b"weights")
+        sample = {"inputs": [{"name": "x", "shape": [1], "datatype": "FP64", "data": [1.0]}]}
+        described = {"framework": {"name": "none", "version": "1"}, "training_data": "none", "licence": "MIT"}
+        (folder / "package.yaml").write_text(yaml.safe_dump(described | {"samples": [sample]}))
+        build_artifact(folder, MODEL, VERSION, Layout(self.root / "store"))
+
+    def deployed(self, *updates: UpdateSummary, ready: int = 0) -> None:
+        self.releases.histories[f"dev.{MODEL}-{VERSION}"] = list(updates)
+        self.releases.replicas = {VERSION: ready}
+
+    @property
+    def capacity(self) -> Capacity:
+        return Capacity(
+            cast("Releases", self.releases), self.project, refuse=lambda model, version: self.refused or None
+        )
+
+    @property
+    def endpoint(self) -> StackConfig:
+        return self.project.stack(f"diagnostics/dev.{MODEL}")
+
+    def standing(self, replicas: int = 1, at: datetime | None = THEN) -> Standing:
+        (found,) = self.capacity.survey(self.endpoint, {VERSION: replicas}, at)
+        return found
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+@pytest.fixture
+def packaged(bench: Bench) -> Bench:
+    bench.package()
+    return bench
+
+
+def version(**settings: Any) -> dict[str, Any]:
+    return {"environment": "dev", "model": MODEL, "version": VERSION} | settings
+
+
+def update(
+    moment: datetime,
+    document: dict[str, Any],
+    *,
+    kind: str = "update",
+    result: str = "succeeded",
+    message: str = "up dev",
+    secret: bool = False,
+) -> UpdateSummary:
+    changes = cast("dict[Any, int]", {"update": 1})
+    value = ConfigValue("[secret]" if secret else json.dumps(document), secret=secret)
+    summary = UpdateSummary(kind, moment, message, {}, {}, result, moment, 0, None, changes)
+    summary.config["lepton:version"] = value
+    return summary
+
+
+def test_a_version_that_is_as_it_was_needs_nothing(bench: Bench) -> None:
+    bench.deployed(update(START, bench.declare(replicas=2)), ready=2)
+    assert bench.standing().missing == ""
+
+
+def test_a_key_that_is_spelled_out_with_its_default_is_no_change(bench: Bench) -> None:
+    bench.deployed(update(START, version()), update(LATER, bench.declare(warm_up=10)), ready=1)
+    assert bench.standing().missing == ""
+
+
+def test_a_version_is_to_have_the_replicas_that_it_had(packaged: Bench) -> None:
+    packaged.deployed(update(START, version(replicas=3)), update(LATER, packaged.declare(replicas=1)), ready=1)
+    found = packaged.standing()
+    assert (found.missing, found.obstacle) == ("it was scaled down to 1 replica", "")
+    assert (found.document["replicas"], found.replicas, found.more) == (3, 3, 2)
+
+
+def test_without_a_moment_it_is_the_config_file_that_counts(packaged: Bench) -> None:
+    declared = packaged.declare(replicas=0, warm_up=3)
+    packaged.deployed(update(START, version(replicas=3)), update(LATER, declared))
+    found = packaged.standing(replicas=2, at=None)
+    assert found.document == declared | {"replicas": 2}
+
+
+def test_a_version_that_was_changed_is_to_be_what_it_was(packaged: Bench) -> None:
+    packaged.deployed(update(START, version()), update(LATER, packaged.declare(env={"THREADS": "3"})), ready=1)
+    found = packaged.standing()
+    assert found.missing == "it was changed since"
+    assert "env" not in found.document
+
+
+def test_replicas_that_are_not_ready_do_not_count(packaged: Bench) -> None:
+    packaged.deployed(update(START, packaged.declare(replicas=2)), ready=1)
+    assert packaged.standing().missing == "1 of its 2 replicas ready"
+
+
+@pytest.mark.parametrize(("kind", "result"), [("destroy", "succeeded"), ("destroy", "failed"), ("update", "failed")])
+def test_a_version_is_not_up_after_a_destroy_or_a_failure(packaged: Bench, kind: str, result: str) -> None:
+    declared = packaged.declare()
+    packaged.deployed(update(START, declared), update(LATER, declared, kind=kind, result=result), ready=1)
+    assert packaged.standing().missing == "it is not up"
+    # One that needs no replicas has to be up, too: the endpoint reads its outputs.
+    found = packaged.standing(replicas=0)
+    assert (found.missing, found.document["replicas"]) == ("it is not up", 0)
+
+
+def test_a_file_that_is_gone_is_written_anew_from_the_history(packaged: Bench) -> None:
+    packaged.deployed(update(START, version(warm_up=3)), ready=1)
+    found = packaged.standing()
+    assert (found.missing, found.obstacle) == ("its config file is gone", "")
+    assert found.document["warm_up"] == 3
+
+
+def test_neither_history_nor_file_is_an_obstacle(packaged: Bench) -> None:
+    assert "bring the file back from Git" in packaged.standing().obstacle
+
+
+def test_an_artifact_that_the_store_has_no_more_is_an_obstacle(bench: Bench) -> None:
+    bench.deployed(update(START, bench.declare()))
+    found = bench.standing()
+    assert found.obstacle
+    with pytest.raises(CapacityError, match=f"dev.{MODEL}-{VERSION}: 0 of its 1 replica ready; "):
+        bench.capacity.bring([found])
+
+
+def test_another_artifact_under_the_same_name_is_an_obstacle(packaged: Bench) -> None:
+    packaged.deployed(update(START, packaged.declare(artifact="sha256:" + "0" * 64)))
+    assert "under its name now" in packaged.standing().obstacle
+
+
+def test_a_version_that_is_refused_does_not_come_back(packaged: Bench) -> None:
+    packaged.refused = "it is retired"
+    packaged.deployed(update(START, packaged.declare()))
+    assert packaged.standing().obstacle == "it is retired"
+
+
+def test_secrets_in_the_history_need_the_file(packaged: Bench) -> None:
+    packaged.deployed(update(START, {}, secret=True))
+    assert "holds secrets" in packaged.standing().obstacle
+    packaged.declare(env={"TOKEN": {"secure": "v1:x"}})
+    found = packaged.standing()
+    assert (found.obstacle, found.document["env"]) == ("", {"TOKEN": {"secure": "v1:x"}})
+
+
+@pytest.mark.parametrize(("message", "known"), [("scale to 0 replicas", True), ("deploy", False)])
+def test_secrets_that_may_have_changed_since_are_an_obstacle(packaged: Bench, message: str, known: bool) -> None:
+    packaged.declare(env={"TOKEN": {"secure": "v1:x"}})
+    packaged.deployed(update(START, {}, secret=True), update(LATER, {}, secret=True, message=message))
+    assert (packaged.standing().obstacle == "") == known
+
+
+def test_what_does_not_fit_is_an_obstacle_and_says_how_much_is_free(packaged: Bench) -> None:
+    declared = packaged.declare(replicas=2, resources={"gpu": 1, "memory": "1Gi"})
+    packaged.releases.reserved["gpu"] = 1
+    packaged.deployed(update(START, declared), update(LATER, declared | {"replicas": 0}))
+    assert packaged.standing().obstacle == "there is no room for it: 2 GPUs more are needed, and 1 of 2 are free"
+
+
+def test_a_version_with_a_share_of_the_traffic_never_loses_all_replicas(bench: Bench) -> None:
+    for shared in (VERSION, "2.0.0"):
+        with pytest.raises(CapacityError, match=f"{shared} has a share of the traffic"):
+            bench.capacity.reduce(bench.endpoint, {shared: 0})
+
+
+def test_a_file_with_edits_that_nobody_has_deployed_is_not_scaled_down(bench: Bench) -> None:
+    bench.deployed(update(START, version()))
+    bench.declare(env={"THREADS": "3"})
+    bench.releases.traffic = lambda team, model: {"weights": {}, "shadow": {}}
+    with pytest.raises(CapacityError, match="edits that nobody has deployed"):
+        bench.capacity.reduce(bench.endpoint, {VERSION: 0})
