@@ -22,7 +22,7 @@ down: .venv/.up-to-date commands  ## destroy what `make up` made
 	@lepton down $(ENVIRONMENT)
 
 test: lint tools  ## lint, and run every test (PYTEST_ARGS="tests/unit -k name" for some)
-	@tools/debian-packages.sh dockerd=docker.io initdb=postgresql mariadbd=mariadb-server
+	@tools/debian-packages.sh dockerd=docker.io initdb=postgresql mariadbd=mariadb-server chromium
 	pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: .venv/.up-to-date  ## check style, format and types
@@ -30,7 +30,7 @@ lint: .venv/.up-to-date  ## check style, format and types
 	ruff format --check
 	pyright
 
-bench: .venv/.up-to-date commands  ## measure router, split, weight changes, packaging and catalogue (into benchmarks/results)
+bench: .venv/.up-to-date commands  ## measure router, split, weight changes, rollbacks, packaging and catalogue (into benchmarks/results)
 	@tools/debian-packages.sh haproxy nginx wrk h2load=nghttp2-client
 	python -m benchmarks
 
