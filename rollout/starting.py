@@ -1,0 +1,129 @@
+"""Makes the state that a rollout starts with, or says why none can start."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from fractions import Fraction
+
+from infra.errors import UserError
+from infra.settings import PlatformSettings
+from infra.settings.rollout import RolloutSettings
+from rollout.asking import is_driven
+from rollout.driver import RolloutActiveError, active
+from rollout.planning import Plan
+from rollout.project import Project, StackConfig
+from rollout.release import NotDeployedError, Releases
+from rollout.state import RolloutState, find_state
+from rollout.strategies import Step
+from rollout.strategies.move import Move
+from rollout.traffic import shadow_in, shares, words
+
+
+class NotStartedError(UserError):
+    """A rollout can't start as things are."""
+
+
+def require_startable(releases: Releases, project: Project, endpoint: StackConfig) -> None:
+    """Raises where no rollout of the endpoint can start now, whatever its plan.
+
+    Raises:
+        RolloutActiveError: when one is under way.
+        NotStartedError: when the environment is frozen, or the endpoint is not what its config says.
+        NotDeployedError: when the endpoint isn't up.
+        ObservationError: when the data plane can't be read.
+    """
+    stack = releases.pulumi(endpoint)
+    outputs = stack.outputs()
+    environment = endpoint.settings.environment
+    if not outputs:
+        raise NotDeployedError(f"{endpoint.address} is not up; run `lepton up {environment}`")
+    found = find_state(endpoint, stack)
+    if found is not None:
+        raise RolloutActiveError(active(endpoint.address, found))
+    platform = project.platform(environment).settings
+    assert isinstance(platform, PlatformSettings)
+    if platform.freeze:
+        raise NotStartedError(f"{environment} is frozen: {platform.freeze}; nothing was changed")
+    configured = endpoint.endpoint.weights
+    observed = releases.observer(endpoint).traffic(endpoint.team, endpoint.endpoint.model)["weights"]
+    for where, weights in (("its stack", outputs["weights"]), ("the data plane", observed)):
+        if shares(weights) != shares(configured):
+            raise NotStartedError(
+                f"{endpoint.address}: {endpoint.shown} says {words(configured)}, and {where} has {words(weights)}; run "
+                f"`lepton deploy {endpoint.address}` first, so that there is one start to go back to"
+            )
+
+
+def new_rollout(
+    releases: Releases,
+    project: Project,
+    endpoint: StackConfig,
+    plan: Plan,
+    settings: RolloutSettings,
+    by: str,
+    now: datetime,
+) -> RolloutState:
+    """The state of a rollout by a plan, that no driver has yet."""
+    current = endpoint.endpoint.weights
+    gaining = Move.between(current, plan.target, {}).gaining
+    found = releases.revisions(endpoint)
+    versions = dict.fromkeys(version for step in plan.steps for version in step.capacity)
+    return RolloutState(
+        id=f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
+        by=by,
+        driver="",
+        strategy=plan.strategy,
+        settings=settings,
+        initial=Step(
+            weights=current,
+            shadow=shadow_in(endpoint.document()),
+            capacity=_replicas(releases, project, endpoint, versions),
+            bake_seconds=0.0,
+            percent=0.0,
+        ),
+        revision=found[-1].number if found else None,
+        named_baseline=endpoint.endpoint.baseline,
+        baseline=_reference(endpoint, gaining),
+        candidates=tuple(gaining),
+        steps=plan.steps,
+        since=now.isoformat(),
+        started=now.isoformat(),
+    )
+
+
+def _reference(endpoint: StackConfig, gaining: Iterable[str]) -> str:
+    """The version that others are judged against: the endpoint's baseline, unless it is the one that gains."""
+    settings = endpoint.endpoint
+    others = {version: weight for version, weight in settings.weights.items() if version not in gaining}
+    if settings.baseline_version in others:
+        return settings.baseline_version
+    return max(others, key=lambda version: others[version])
+
+
+def _replicas(releases: Releases, project: Project, endpoint: StackConfig, versions: Iterable[str]) -> dict[str, int]:
+    """What each version's stack was last brought up with."""
+
+    def ask(version: str) -> int:
+        return releases.pulumi(project.version_of(endpoint, version)).outputs().get("desired_replicas", 0)
+
+    names = list(versions)
+    with ThreadPoolExecutor(max_workers=max(len(names), 1)) as pool:
+        return dict(zip(names, pool.map(ask, names), strict=True))
+
+
+def left_behind(
+    project: Project, releases: Releases, endpoint: StackConfig, target: dict[str, int]
+) -> RolloutState | None:
+    """The endpoint's rollout, where it goes to this target and was left by a driver that was killed."""
+    state = find_state(endpoint, releases.pulumi(endpoint))
+    if state is None or state.stopped or is_driven(project, endpoint):
+        return None
+    return state if _ratios(state.target) == _ratios(target) else None
+
+
+def _ratios(weights: dict[str, int]) -> dict[str, Fraction]:
+    whole = sum(weights.values())
+    return {version: Fraction(weight, whole) for version, weight in weights.items() if weight}
