@@ -26,10 +26,11 @@ from infra.settings import (
     parse_settings,
     parse_value,
 )
+from infra.settings.fence import Fence
 from infra.settings.platform import Mode
 from infra.settings.values import TeamName
 
-S = TypeVar("S", PlatformSettings, VersionSettings, EndpointSettings)
+S = TypeVar("S", PlatformSettings, VersionSettings, EndpointSettings, Fence)
 F = TypeVar("F")
 
 
@@ -57,41 +58,53 @@ def team() -> None:
             f"{_file()}: a team's stack has either a lepton:version or a lepton:endpoint; "
             f"this one has {' and '.join(kinds) or 'neither'}"
         )
-    _export(_version(config) if kinds == ["version"] else _endpoint())
+    _export(_version(config) if kinds == ["version"] else _endpoint(config))
 
 
 def _version(config: pulumi.Config) -> Component:
     settings = _settings("version", VersionSettings)
-    platform_outputs, _ = _read_stacks(settings.environment, {})
+    platform_outputs, _ = _read_stacks(settings.environment)
     factory = _of_mode(contracts.version_of, platform_outputs["mode"])
     return factory(_stack(), settings, platform_outputs, secret=_is_secret(config, "version"))
 
 
-def _endpoint() -> Component:
+def _endpoint(config: pulumi.Config) -> Component:
     settings = _settings("endpoint", EndpointSettings)
-    stacks = {
-        version: f"{pulumi.get_project()}/{version_stack(settings.environment, settings.model, version)}"
+    fence = _settings("rollout", Fence) if config.get("rollout") is not None else None
+    stacks = [
+        f"{pulumi.get_project()}/{version_stack(settings.environment, settings.model, version)}"
         for version in settings.versions
-    }
-    platform_outputs, versions = _read_stacks(settings.environment, stacks)
-    for version, outputs in versions.items():
+    ]
+    # The stack's own outputs are those of its last update until this one ends, and nobody else can change them now.
+    own = [f"{pulumi.get_project()}/{pulumi.get_stack()}"] if fence else []
+    platform_outputs, others = _read_stacks(settings.environment, *own, *stacks)
+    if fence:
+        refusal = fence.refusal(settings.weights, others.pop(0))
+        if refusal:
+            raise pulumi.RunError(f"{_file()}: lepton:rollout.follows: {refusal}")
+    for version, stack, outputs in zip(settings.versions, stacks, others, strict=True):
         if not outputs:
             raise pulumi.RunError(
                 f"{_file()}: lepton:endpoint.variants: given {version}: that version of {settings.model} is not "
-                f"deployed in {settings.environment}; run `lepton deploy {stacks[version]}` first"
+                f"deployed in {settings.environment}; run `lepton deploy {stack}` first"
             )
-    factory = _of_mode(contracts.endpoint_of, platform_outputs["mode"])
-    return factory(_stack(), settings, platform_outputs, cast("dict[str, VersionExports]", versions))
+    versions = cast("dict[str, VersionExports]", dict(zip(settings.versions, others, strict=True)))
+    component = _of_mode(contracts.endpoint_of, platform_outputs["mode"])(
+        _stack(), settings, platform_outputs, versions
+    )
+    # No mode's business.
+    pulumi.export("rollout", fence and fence.model_dump(include={"id", "driver", "step"}))
+    return component
 
 
-def _read_stacks(environment: str, versions: dict[str, str]) -> tuple[PlatformExports, dict[str, dict[str, Any]]]:
+def _read_stacks(environment: str, *stacks: str) -> tuple[PlatformExports, list[dict[str, Any]]]:
     """Outputs of the environment's platform and of the named stacks; empty for a named one that isn't up.
 
     Side by side: opening a stack's state takes a fifth of a second, as its passphrase is made slow to guess.
     """
 
     async def read() -> list[dict[str, Any]]:
-        names = [f"{PLATFORM_PROJECT}/{platform_stack(environment)}", *versions.values()]
+        names = [f"{PLATFORM_PROJECT}/{platform_stack(environment)}", *stacks]
         return await asyncio.gather(*(_outputs(name) for name in names))
 
     platform_outputs, *others = _sync_await(read())
@@ -100,7 +113,7 @@ def _read_stacks(environment: str, versions: dict[str, str]) -> tuple[PlatformEx
             f"{_file()}: environment: given {environment!r}: that environment's platform is not up; "
             f"run `lepton up {environment}` first"
         )
-    return cast("PlatformExports", platform_outputs), dict(zip(versions, others, strict=True))
+    return cast("PlatformExports", platform_outputs), others
 
 
 async def _outputs(name: str) -> dict[str, Any]:
@@ -124,7 +137,7 @@ def _settings(key: str, kind: type[S]) -> S:
         settings = parse_settings(kind, document, file=_file(), key=f"lepton:{key}")
     except SettingsError as error:
         raise pulumi.RunError(str(error)) from None
-    if settings.stack_name != pulumi.get_stack():
+    if not isinstance(settings, Fence) and settings.stack_name != pulumi.get_stack():
         raise pulumi.RunError(f"{_file()}: these settings are of stack {settings.stack_name}, and of no other")
     return settings
 

@@ -6,10 +6,11 @@ import http.client
 import json
 import time
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from infra.names import VERSION_HEADER
@@ -50,14 +51,14 @@ def measure_split(url: str, sample: dict[str, Any], requests: int = 500, connect
     target = urlsplit(url)
     body = json.dumps(sample).encode()
 
-    def post(count: int) -> list[tuple[str | None, str | None]]:
+    def ask(count: int) -> list[tuple[str | None, str | None]]:
         with closing(http.client.HTTPConnection(target.netloc, timeout=_TIMEOUT_SECONDS)) as connection:
-            return [_post(connection, target.path, body) for _ in range(count)]
+            return [_told(connection, target.path, body) for _ in range(count)]
 
     shares = [requests // connections + (number < requests % connections) for number in range(connections)]
     started = time.monotonic()
     with ThreadPoolExecutor(max_workers=connections) as pool:
-        answers = [answer for part in pool.map(post, shares) for answer in part]
+        answers = [answer for part in pool.map(ask, shares) for answer in part]
     return Split(
         versions=dict(sorted(Counter(version for version, _ in answers if version).items())),
         failures=dict(Counter(failure for _, failure in answers if failure)),
@@ -65,15 +66,34 @@ def measure_split(url: str, sample: dict[str, Any], requests: int = 500, connect
     )
 
 
-def _post(connection: http.client.HTTPConnection, path: str, body: bytes) -> tuple[str | None, str | None]:
+class Answer(NamedTuple):
+    """An endpoint's answer."""
+
+    status: int
+    version: str | None
+    """That gave it; None where it is the router's own."""
+    body: bytes
+
+
+def post(
+    connection: http.client.HTTPConnection, path: str, body: bytes, headers: Mapping[str, str] | None = None
+) -> Answer:
+    """Raises OSError or http.client.HTTPException where there is no whole answer; the connection is closed then."""
+    try:
+        connection.request("POST", path, body, {"content-type": "application/json", **(headers or {})})
+        response = connection.getresponse()
+        return Answer(response.status, response.getheader(VERSION_HEADER), response.read())
+    except (OSError, http.client.HTTPException):
+        connection.close()
+        raise
+
+
+def _told(connection: http.client.HTTPConnection, path: str, body: bytes) -> tuple[str | None, str | None]:
     """The version that answered, or else what went wrong."""
     try:
-        connection.request("POST", path, body, {"content-type": "application/json"})
-        response = connection.getresponse()
-        response.read()
+        answer = post(connection, path, body)
     except (OSError, http.client.HTTPException) as error:
-        connection.close()
         return None, type(error).__name__
-    if response.status != http.HTTPStatus.OK:
-        return None, str(response.status)
-    return response.getheader(VERSION_HEADER, "unknown"), None
+    if answer.status != http.HTTPStatus.OK:
+        return None, str(answer.status)
+    return answer.version or "unknown", None

@@ -4,6 +4,10 @@ Names are `level:metric:operation`. A window at the end of a name says over how 
 A metric without data is absent: nothing here is ever NaN, and a version without requests has no error ratio, not one
 of 0. It is absent too as soon as the data plane is not scraped any longer, though its window still holds older samples.
 
+Counters of requests are absent until the first one, whatever weight a version has, and then start with what there were
+until they were first read: whoever has seen the metrics without them may take that for growth from 0, and increase()
+does not.
+
 An error is a request that was answered 5xx (or with the like in gRPC), or broken off, or not answered. A version's
 requests are those of its share, and copies of requests where it is a shadow. One that another version had to answer in
 its place is an error of the version, and none of the endpoint.
@@ -14,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Unit = Literal["1/s", "ratio", "ms", "requests", "cores", "bytes"]
+Unit = Literal["1/s", "ratio", "ms", "requests", "s", "cores", "bytes"]
 
 VERSION_LABELS = ("team", "model", "version")
 ENDPOINT_LABELS = ("team", "model")
@@ -78,7 +82,21 @@ VERSION_METRICS: tuple[Metric, ...] = (
         (*VERSION_LABELS, "source"),
         "Counter of the errors among version:requests:total, 0 from the first request on.",
     ),
+    Metric(
+        "version:latency_ms:bucket",
+        "requests",
+        (*VERSION_LABELS, "source", "le"),
+        "Counter of the requests among version:requests:total that took at most `le` milliseconds from request to "
+        "answer's end, failed ones too; le '+Inf' has them all. Left out are those that another version answered in "
+        "its place, and those that no server could be asked for.",
+    ),
     *_of_requests("version", VERSION_LABELS, "of the version"),
+    Metric(
+        "version:cpu_seconds:total",
+        "s",
+        VERSION_LABELS,
+        "Counter of the processor time that its servers took; summed over its other labels.",
+    ),
     Metric("version:cpu:cores", "cores", VERSION_LABELS, "Processor time that its servers take, over 1m."),
     Metric("version:memory:bytes", "bytes", VERSION_LABELS, "Resident memory of its servers."),
 )

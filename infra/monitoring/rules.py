@@ -94,6 +94,11 @@ def _counters(plane: DataPlane) -> Iterator[Rule]:
     ):
         yield _rule("version:requests:total", requests, source=source)
         yield _rule("version:errors:total", f"{errors} or 0 * {requests}", source=source)
+    for source, labels, buckets in (
+        ("client", _COUNTED, f"{plane.buckets} {plane.own}"),
+        ("shadow", (*_COUNTED, "protocol"), plane.shadow_buckets),
+    ):
+        yield _rule("version:latency_ms:bucket", _sum((*labels, "le"), buckets), source=source)
     none = f"0 * {_sum((*ENDPOINT_LABELS, 'instance'), plane.requests)}"
     yield _rule("endpoint:errors:total", f"{plane.endpoint_errors} or {none}")
 
@@ -141,6 +146,7 @@ def _resources() -> Iterator[Rule]:
         used = _sum(labels, f'lepton_node_{what}_bytes{{state="used"}}')
         yield _rule(f"node:{what}:ratio", f"{used} / {_sum(labels, f'lepton_node_{what}_bytes')}")
     yield _rule("node:gpu:ratio", _sum((*NODE_LABELS, "gpu"), "lepton_node_gpu_utilisation_ratio"))
+    yield _rule("version:cpu_seconds:total", _sum(_COUNTED, "lepton_version_cpu_seconds_total"))
     yield _rule("version:cpu:cores", _sum(VERSION_LABELS, _fresh_rate("lepton_version_cpu_seconds_total", "1m")))
     yield _rule("version:memory:bytes", _sum(VERSION_LABELS, "lepton_version_memory_bytes"))
 

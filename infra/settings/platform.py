@@ -92,6 +92,8 @@ class PlatformSettings(Settings):
     """Left out, signatures don't matter."""
     freeze: str | None = Field(default=None, min_length=1)
     """Why no rollout may begin a step in the environment; left out, they may."""
+    guard: bool = Field(default=True, strict=True)
+    """Whether `lepton guard` runs here, for the endpoints that have rules."""
     node: NodeSettings = Field(default_factory=NodeSettings)
     monitoring: MonitoringSettings = Field(default_factory=MonitoringSettings)
 

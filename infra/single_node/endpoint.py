@@ -9,7 +9,7 @@ from typing import Any
 
 import pulumi
 
-from infra.contracts import PlatformExports, Stack, VersionExports
+from infra.contracts import ObservationError, PlatformExports, Stack, VersionExports
 from infra.names import endpoint_id
 from infra.settings import EndpointSettings
 from infra.single_node.machine.node import Node, NodeError
@@ -55,10 +55,10 @@ class _EndpointRoutesDriver(Driver):
         return f"{endpoint_id(props['team'], props['endpoint']['model'])}@{props['directory']}"
 
     def create(self, props: Properties) -> Properties:
-        team, owner = props["team"], endpoint_id(props["team"], props["endpoint"]["model"])
+        owner = endpoint_id(props["team"], props["endpoint"]["model"])
         settings = _settings(props)
         router = Router(Node(Path(props["directory"])))
-        self._refuse_dead_variants(router, team, owner, settings)
+        _refuse_dead_variants(router, props["team"], settings.model, settings.weights)
         router.put_endpoint(owner, *_rendered(props))
         return props
 
@@ -83,23 +83,45 @@ class _EndpointRoutesDriver(Driver):
         router.remove_routes(owner)
         router.remove_clusters(owner)
 
-    def _refuse_dead_variants(self, router: Router, team: str, owner: str, settings: EndpointSettings) -> None:
-        """A version that can't answer never gains weight; one that has it may lose it."""
-        before, _ = router.traffic(owner)
-        healthy = router.healthy_replicas()
-        for version, weight in settings.weights.items():
-            cluster = cluster_name(VARIANT, team, settings.model, version)
-            if weight > before.get(version, 0) and not healthy.get(cluster):
-                raise NodeError(
-                    f"{version} has no healthy replica, so it can't be given weight {weight}; nothing was changed. "
-                    "Look at `lepton status`, and bring it back with `lepton deploy`"
-                )
-
 
 class EndpointRoutes(MachineResource, module="single-node", name="EndpointRoutes"):
     """The routes of one endpoint, and the clusters of its own that they lead to."""
 
     driver = _EndpointRoutesDriver()
+
+
+class Shifter:
+    """`infra.contracts.Shifter` of a single node: edits the endpoint's routes, as its stack last rendered them."""
+
+    def __init__(self, platform: PlatformExports) -> None:
+        self._router = Router(Node(Path(platform["internals"]["directory"])))
+
+    def shift(self, team: str, model: str, weights: Mapping[str, int]) -> None:
+        owner = endpoint_id(team, model)
+        try:
+            _refuse_unusable(weights)
+            self._router.routes_of(owner, weights)
+            _refuse_dead_variants(self._router, team, model, weights)
+            self._router.put_weights(owner, weights)
+        except NodeError as error:
+            raise ObservationError(str(error)) from None
+
+
+def _refuse_unusable(weights: Mapping[str, int]) -> None:
+    if not any(weights.values()) or any(weight < 0 for weight in weights.values()):
+        raise NodeError(f"given {_words(weights)}: weights are integers from 0, and one of them is at least 1")
+
+
+def _refuse_dead_variants(router: Router, team: str, model: str, weights: Mapping[str, int]) -> None:
+    """A version that can't answer never gains weight; one that has it may lose it."""
+    before, _ = router.traffic(endpoint_id(team, model))
+    healthy = router.healthy_replicas()
+    for version, weight in weights.items():
+        if weight > before.get(version, 0) and not healthy.get(cluster_name(VARIANT, team, model, version)):
+            raise NodeError(
+                f"{version} has no healthy replica, so it can't be given weight {weight}; nothing was changed. "
+                "Look at `lepton status`, and bring it back with `lepton deploy`"
+            )
 
 
 def _settings(props: Properties) -> EndpointSettings:

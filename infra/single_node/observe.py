@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from infra.contracts import ObservationError, PlatformExports, Traffic
+import psutil
+
+from infra.contracts import ObservationError, PlatformExports, Room, Traffic
 from infra.names import endpoint_id
 from infra.single_node.machine import metrics
+from infra.single_node.machine.claims import reserved
 from infra.single_node.machine.node import Node, NodeError
 from infra.single_node.machine.router import Router
 from infra.single_node.machine.stats import VARIANT, cluster_name
@@ -18,7 +22,9 @@ class Observer:
     """`infra.contracts.Observer` of a single node."""
 
     def __init__(self, platform: PlatformExports) -> None:
-        self._router = Router(Node(Path(platform["internals"]["directory"])))
+        self._node = Node(Path(platform["internals"]["directory"]))
+        self._router = Router(self._node)
+        self._gpus = len(platform["internals"]["gpus"])
         self._metrics_url = platform["metrics_url"]
 
     def traffic(self, team: str, model: str) -> Traffic:
@@ -35,6 +41,18 @@ class Observer:
     def query(self, promql: str) -> list[tuple[dict[str, str], float]]:
         with _observing():
             return metrics.query(self._metrics_url, promql)
+
+    def room(self) -> Room:
+        """The machine's processors and memory, whatever else runs on it, and the GPUs that the platform found."""
+        with _observing():
+            return {
+                "total": {
+                    "cpu": float(len(os.sched_getaffinity(0))),
+                    "memory": psutil.virtual_memory().total,
+                    "gpu": self._gpus,
+                },
+                "reserved": reserved(self._node),
+            }
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The platform of a single node: its supervisor, its router and its metrics."""
+"""The platform of a single node: its supervisor, its router, its metrics and its guard."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from infra.single_node.resource import Driver, MachineResource, Properties, with
 from infra.trust import read_trust
 
 _EXPORTER = "exporter"
+_GUARD = "guard"
 _SERVICES = "platform"
 """Owner of the ports of the node's own services."""
 _START_SECONDS = 20
@@ -42,7 +43,7 @@ class Platform(pulumi.ComponentResource):
 
         supervisor = NodeSupervisor(f"{stack.name}-supervisor", {"directory": directory}, child)
         on_supervisor = pulumi.ResourceOptions(parent=self, depends_on=[supervisor])
-        NodeRouter(
+        router = NodeRouter(
             f"{stack.name}-router",
             {
                 "directory": directory,
@@ -52,7 +53,7 @@ class Platform(pulumi.ComponentResource):
             },
             on_supervisor,
         )
-        NodeMetrics(
+        node_metrics = NodeMetrics(
             f"{stack.name}-metrics",
             {
                 "directory": directory,
@@ -63,6 +64,13 @@ class Platform(pulumi.ComponentResource):
             },
             on_supervisor,
         )
+        if settings.guard:
+            NodeGuard(
+                f"{stack.name}-guard",
+                {"directory": directory, "project": stack.folder, "environment": settings.environment},
+                # The first to go: nobody is to act on an environment that is being taken down.
+                pulumi.ResourceOptions(parent=self, depends_on=[supervisor, router, node_metrics]),
+            )
         # A router that listens on every address is reached at the loopback one too.
         reached_at = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(node.address, node.address)
         host = f"[{reached_at}]" if ":" in reached_at else reached_at
@@ -189,6 +197,29 @@ class _MetricsDriver(Driver):
         return metrics.Targets(node, "node", "node", [exporter_port])
 
 
+class _GuardDriver(Driver):
+    def identity(self, props: Properties) -> str:
+        return props["directory"]
+
+    def create(self, props: Properties) -> Properties:
+        Supervisor(Node(Path(props["directory"]))).put(self._program(props))
+        return props
+
+    def read(self, props: Properties) -> Properties | None:
+        supervisor = Supervisor(Node(Path(props["directory"])))
+        if supervisor.state(_GUARD) not in {"STARTING", "RUNNING", "BACKOFF"}:
+            return None
+        return with_drift(props, supervisor.drift(self._program(props)))
+
+    def delete(self, props: Properties) -> None:
+        Supervisor(Node(Path(props["directory"]))).remove(_GUARD)
+
+    def _program(self, props: Properties) -> Program:
+        command = [str(Path(sys.prefix, "bin", "lepton")), "guard", props["environment"], "--wait"]
+        # It brings stacks up, as the user does, and what it has begun is to end well also where it is killed.
+        return Program(_GUARD, [*command, "--project", props["project"]], inherits=True, leaves_children=True)
+
+
 class NodeSupervisor(MachineResource, module="single-node", name="Supervisor"):
     """The process that keeps all others of the node running."""
 
@@ -205,6 +236,12 @@ class NodeMetrics(MachineResource, module="single-node", name="Metrics"):
     """The node's Prometheus, and the exporter of the machine's own figures."""
 
     driver = _MetricsDriver()
+
+
+class NodeGuard(MachineResource, module="single-node", name="Guard"):
+    """The process that looks after the environment's endpoints, between rollouts too: the command `lepton guard`."""
+
+    driver = _GuardDriver()
 
 
 def _start(node: Node, program: Program, is_ready: Callable[[], bool]) -> None:

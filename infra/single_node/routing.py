@@ -12,6 +12,7 @@ Reference: https://www.envoyproxy.io/docs/envoy/v1.40.0/api-v3/config/route/v3/r
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -127,11 +128,7 @@ def route_table(name: str, fragments: Iterable[RouteFragment]) -> Json:
 
 def weights_in(virtual_host: Json) -> tuple[dict[str, int], dict[str, float]]:
     """Reads weights and shadow percentages back from a virtual host that `endpoint_routes` made."""
-    for route in virtual_host["routes"]:
-        facts = route.get("metadata", {}).get("filter_metadata", {}).get(METADATA, {})
-        if facts.get("rule") != "weighted":
-            continue
-        versions = facts["versions"]
+    for route, versions in _weighted_routes(virtual_host["routes"]):
         weights = {
             versions[cluster["name"]]: int(cluster.get("weight", 0))
             for cluster in route["route"]["weighted_clusters"]["clusters"]
@@ -142,6 +139,24 @@ def weights_in(virtual_host: Json) -> tuple[dict[str, int], dict[str, float]]:
         }
         return weights, shadow
     return {}, {}
+
+
+def with_weights(fragment: RouteFragment, weights: Mapping[str, int]) -> RouteFragment:
+    """The fragment with these weights of its variants, all of them, and nothing else changed."""
+    changed = copy.deepcopy(fragment)
+    for routes in (changed["virtual_host"]["routes"], changed["path_routes"]):
+        for route, versions in _weighted_routes(routes):
+            for cluster in route["route"]["weighted_clusters"]["clusters"]:
+                cluster["weight"] = weights[versions[cluster["name"]]]
+    return changed
+
+
+def _weighted_routes(routes: Iterable[Json]) -> Iterable[tuple[Json, dict[str, str]]]:
+    """The routes that draw a variant, each with the versions of the clusters that it names."""
+    for route in routes:
+        facts = route.get("metadata", {}).get("filter_metadata", {}).get(METADATA, {})
+        if facts.get("rule") == "weighted":
+            yield route, facts["versions"]
 
 
 # -- clusters

@@ -150,7 +150,7 @@ def test_the_platforms_names_are_no_teams(own_project: Sandbox, name: str) -> No
 def test_another_environments_mistakes_stand_in_nobodys_way(own_project: Sandbox) -> None:
     project = own_project
     project.config("prod.m").write_text("config:\n  lepton:endpoint:\n    environment: prod\n    model: M\n")
-    assert "lepton/dev: 5 created" in project.must("up", "dev", "--requests", "0").err
+    assert "lepton/dev: 6 created" in project.must("up", "dev", "--requests", "0").err
 
 
 def test_a_file_that_is_not_text_is_named(own_project: Sandbox) -> None:

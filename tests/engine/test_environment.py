@@ -84,6 +84,32 @@ def test_after_a_reboot_up_brings_everything_back(own_project: Sandbox) -> None:
     assert project.status(endpoint)["ready"] == {"1.0.0": 1}
 
 
+def test_the_guard_comes_back_after_kill_9_with_what_it_needs_and_goes_where_it_is_not_wanted(
+    own_project: Sandbox,
+) -> None:
+    project = own_project
+    secret = "hunter2-very-secret"
+    up = project.run("lepton", "up", "dev", env=project.environment | {"PULUMI_CONFIG_PASSPHRASE": secret})
+    assert up.status == 0, up
+    (first,) = guards(project)
+
+    first.kill()
+    second = project.wait_until(lambda: [g for g in guards(project) if g.pid != first.pid], 20, "another guard")[0]
+
+    assert second.environ()["PULUMI_CONFIG_PASSPHRASE"] == secret
+    files = [path for path in project.root.rglob("*") if path.is_file()]
+    assert not [path for path in files if secret.encode() in path.read_bytes()]
+    file = project.config("dev", "platform")
+    file.write_text(file.read_text().replace("mode: single-node", "mode: single-node\n    guard: false"))
+    again = project.run("lepton", "up", "dev", env=project.environment | {"PULUMI_CONFIG_PASSPHRASE": secret})
+    assert "1 deleted" in again.err, again
+    assert guards(project) == []
+
+
+def guards(project: Sandbox) -> list[psutil.Process]:
+    return [process for process in project.processes() if " guard dev " in " ".join(process.cmdline())]
+
+
 @pytest.mark.parametrize("key", ["node.port", "monitoring.port"])
 def test_a_taken_port_is_an_error_before_anything_is_touched(own_project: Sandbox, key: str) -> None:
     project = own_project

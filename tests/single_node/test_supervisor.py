@@ -16,7 +16,7 @@ from infra.single_node.machine import supervisor as supervisor_module
 from infra.single_node.machine.claims import is_port_free
 from infra.single_node.machine.node import Node, NodeError
 from infra.single_node.machine.program import Program
-from infra.single_node.machine.supervisor import Supervisor
+from infra.single_node.machine.supervisor import Supervisor, belongs_to, handed_on
 from infra.single_node.platform import NodeSupervisor
 from tests.deadline import until
 from tests.single_node.running_node import RunningNode, new_model
@@ -87,6 +87,71 @@ def test_arguments_and_environment_arrive_as_they_are(node: RunningNode, model: 
     line = until(lambda: node.supervisor.log_tail(model))
     assert json.loads(line) == [odd, odd]
     node.supervisor.remove(model)
+
+
+def test_a_program_that_inherits_has_its_starters_secrets_and_no_file_has_them(
+    own_node: RunningNode, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_node.supervisor.stop()
+    secret = "hunter2-very-secret"
+    monkeypatch.setenv("PULUMI_CONFIG_PASSPHRASE", secret)
+    monkeypatch.setenv("WEBHOOK", secret)
+    own_node.supervisor.start()
+    own_node.supervisor.put(Program(model, ["/bin/sleep", "600"], inherits=True))
+    own_node.supervisor.put(Program(f"{model}-other", ["/bin/sleep", "600"]))
+
+    pid = running(own_node, model)
+    for _ in range(2):
+        found = psutil.Process(pid).environ()
+        assert found["PULUMI_CONFIG_PASSPHRASE"] == found["WEBHOOK"] == secret
+        # And it is started again with them.
+        own_node.kill(model)
+        before = pid
+        pid = until(lambda before=before: (now := running(own_node, model)) != before and now)
+    assert secret not in psutil.Process(running(own_node, f"{model}-other")).environ().values()
+    files = [path for path in own_node.node.directory.rglob("*") if path.is_file()]
+    assert not [path for path in files if secret.encode() in path.read_bytes()]
+
+
+def test_what_an_update_tells_its_own_processes_is_not_handed_on() -> None:
+    users = {
+        "PULUMI_BACKEND_URL": "s3://bucket",
+        "PULUMI_CONFIG_PASSPHRASE": "x",
+        "AWS_PROFILE": "y",
+        "LEPTON_REGISTRY_PASSWORD": "z",
+        "LEPTON_CATALOGUE": "postgresql://",
+    }
+    updates = {
+        "PULUMI_CONFIG": "{}",
+        "PULUMI_LOG_OTLP_ENDPOINT": "localhost:1",
+        "LEPTON_STACK": "/srv/stacks/platform/Pulumi.dev.yaml",
+        "LEPTON_KEY_PASSWORD": "k",
+        "LEPTON_PROGRAM": "another",
+    }
+    assert handed_on(users | updates) == users
+
+
+def test_what_a_program_started_outlives_it_only_where_it_says_so(
+    node: RunningNode, model: str, tmp_path: Path
+) -> None:
+    script = "setsid sleep 600 & echo $! > {}; wait"
+    files = {True: tmp_path / "left", False: tmp_path / "ended"}
+    children: dict[bool, psutil.Process] = {}
+    for leaves, file in files.items():
+        command = ["/bin/bash", "-c", script.format(file)]
+        node.supervisor.put(Program(f"{model}-{leaves}".lower(), command, leaves_children=leaves))
+        children[leaves] = psutil.Process(int(until(lambda file=file: file.exists() and file.read_text())))
+    for leaves, file in files.items():
+        file.unlink()
+        node.kill(f"{model}-{leaves}".lower())
+        until(lambda file=file: file.exists() and file.read_text(), what="it is started again")
+    assert children[True].is_running()
+    assert not children[False].is_running()
+
+    for leaves in files:
+        node.supervisor.remove(f"{model}-{leaves}".lower())
+    assert belongs_to(children[True], node.node), "it ends with the node"
+    children[True].kill()
 
 
 def test_starting_a_supervisor_that_runs_changes_nothing(node: RunningNode) -> None:

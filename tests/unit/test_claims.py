@@ -16,9 +16,12 @@ from infra.single_node.machine.claims import (
     detect_gpus,
     is_port_free,
     listener,
+    note_limits,
     ports_of,
     release,
+    reserved,
 )
+from infra.single_node.machine.limits import Limits
 from infra.single_node.machine.node import Node, NodeError
 
 
@@ -174,3 +177,21 @@ def test_a_driver_that_does_not_answer_is_no_gpus(tmp_path: Path, monkeypatch: p
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
     assert detect_gpus() == []
+
+
+def test_what_owners_hold_is_summed_and_a_limit_that_is_not_set_is_nothing(node: Node) -> None:
+    note_limits(node, "a", Limits(cpu=0.5, memory=100))
+    note_limits(node, "b", Limits(memory=20))
+    note_limits(node, "c", Limits())
+    claim_gpus(node, "b", 2, ["0", "1", "2"])
+    assert reserved(node) == {"cpu": 0.5, "memory": 120, "gpu": 2}
+    note_limits(node, "a", Limits(cpu=1.5))
+    release(node, "b")
+    assert reserved(node) == {"cpu": 1.5, "memory": 0, "gpu": 0}
+
+
+def test_claims_that_were_written_before_limits_were_noted_can_be_read(node: Node) -> None:
+    node.claims.write_text('{"ports": {"a": {"http": 20000}}, "gpus": {"a": ["0"]}}')
+    assert reserved(node) == {"cpu": 0, "memory": 0, "gpu": 1}
+    release(node, "a")
+    assert reserved(node)["gpu"] == 0

@@ -35,7 +35,7 @@ from infra.single_node.machine.stats import (
 
 DEADLINE_SECONDS = 30
 
-BASELINE, CANDIDATE, DEAD, EMPTY = "1.0.0", "2.0.0-rc.1", "3.0.0-x-y.1.2", "4.0.0"
+BASELINE, CANDIDATE, DEAD, EMPTY, UNASKED = "1.0.0", "2.0.0-rc.1", "3.0.0-x-y.1.2", "4.0.0", "5.0.0"
 
 Json = dict[str, Any]
 
@@ -144,6 +144,7 @@ def _bootstrap(port: int, admin_port: int, backend_port: int, dead_port: int) ->
         _route("/grpc/", _name(VARIANT, CANDIDATE, "grpc")),
         _route("/dead/", _name(VARIANT, DEAD)),
         _route("/empty/", _name(VARIANT, EMPTY)),
+        _route("/unasked/", _name(VARIANT, UNASKED)),
         _route("/failover/", _name(FAILOVER, CANDIDATE)),
         _route("/rescued/", _name(FAILOVER, DEAD)),
         _route("/mirrored/", _name(VARIANT, BASELINE), request_mirror_policies=[{"cluster": _name(SHADOW, CANDIDATE)}]),
@@ -155,6 +156,7 @@ def _bootstrap(port: int, admin_port: int, backend_port: int, dead_port: int) ->
         _cluster(VARIANT, CANDIDATE, [backend_port], "grpc"),
         _cluster(VARIANT, DEAD, [dead_port]),
         _cluster(VARIANT, EMPTY, []),
+        _cluster(VARIANT, UNASKED, [backend_port]),
         _aggregate(FAILOVER, CANDIDATE, [CANDIDATE, BASELINE]),
         _aggregate(FAILOVER, DEAD, [DEAD, BASELINE]),
         _aggregate(SHADOW, CANDIDATE, [CANDIDATE]),
@@ -353,6 +355,22 @@ def test_a_client_that_does_not_wait_for_the_answer_leaves_an_error(router: Rout
         until(lambda: router.value("envoy_cluster_upstream_rq_active", **labels) == 1)
     until(lambda: router.requests(BASELINE, BASELINE) == requests + 1)
     assert router.errors(BASELINE, BASELINE) == before + 1
+
+
+def test_a_version_has_no_series_of_requests_before_the_first(counted: Counted, router: Router):
+    counted("/baseline/200", 200, BASELINE, BASELINE, error=False)
+    asked = {dict(labels).get("version") for name, labels in router.samples() if name.startswith("envoy_lepton_")}
+    routed = {dict(labels).get("version") for name, labels in router.samples() if name.startswith("envoy_cluster_")}
+    assert UNASKED in routed - asked
+
+
+def test_buckets_hold_what_the_version_answered_itself_and_what_others_did_apart(counted: Counted, router: Router):
+    def within(answered_by: str) -> float:
+        return router.value(f"{LATENCY}_bucket", le="+Inf", **_series(DEAD, answered_by))
+
+    own, rescued = within(DEAD), within(BASELINE)
+    counted("/rescued/200", 200, DEAD, BASELINE, error=False)
+    assert (within(DEAD), within(BASELINE)) == (own, rescued + 1)
 
 
 def test_latencies_fall_into_the_buckets_that_were_asked_for(counted: Counted, router: Router):

@@ -244,6 +244,7 @@ def test_figures_end_when_the_router_is_not_scraped_any_longer(check: Check):
             count(V1, "1.0.0"): "0+20x55 stale",
             bucket(V1, "1.0.0", "10"): "0+20x55 stale",
             bucket(V1, "1.0.0", "+Inf"): "0+20x55 stale",
+            f'lepton_version_cpu_seconds_total{{{V1},instance="node"}}': "0+3x55 stale",
         },
         {'{__name__=~"(version|endpoint):.*"}': None},
     )
@@ -362,6 +363,44 @@ def test_the_rate_is_no_greater_when_a_shadow_of_a_serving_version_ends(check: C
 # -- latencies
 
 
+def test_buckets_are_counters_of_what_the_version_answered_itself(check: Check):
+    check(
+        {
+            count(V2, "2.0.0-rc.1"): "0+10x100",
+            bucket(V2, "2.0.0-rc.1", "10"): "0+8x100",
+            bucket(V2, "2.0.0-rc.1", "+Inf"): "0+10x100",
+            count(V2, "1.0.0"): "0+90x100",
+            bucket(V2, "1.0.0", "10"): "0+90x100",
+            bucket(V2, "1.0.0", "+Inf"): "0+90x100",
+            count(V2, ""): "0+5x100",
+            bucket(V2, "", "10"): "0+5x100",
+            bucket(V2, "", "+Inf"): "0+5x100",
+        },
+        {
+            "version:latency_ms:bucket": {
+                f'instance="router",source="client",{V2},le="10"': 8 * 60,
+                f'instance="router",source="client",{V2},le="+Inf"': 10 * 60,
+            },
+        },
+    )
+
+
+def test_buckets_of_copies_are_apart_from_those_of_clients(check: Check):
+    check(
+        {
+            count(V2, "2.0.0-rc.1"): "0+10x100",
+            bucket(V2, "2.0.0-rc.1", "+Inf"): "0+10x100",
+            shadow("time_bucket", ',le="+Inf"'): "0+3x100",
+        },
+        {
+            'sum by (source) (version:latency_ms:bucket{le="+Inf"})': {
+                'source="client"': 10 * 60,
+                'source="shadow"': 3 * 60,
+            },
+        },
+    )
+
+
 def test_percentiles_lie_within_their_buckets(check: Check):
     # Of 100 requests a scrape: 50 up to 10 ms, 45 more up to 20, 5 more up to 100.
     check(
@@ -450,6 +489,7 @@ def test_a_versions_processor_time_is_in_cores_and_its_memory_in_bytes(check: Ch
             f'lepton_version_memory_bytes{{{V1},instance="node"}}': "4096x100",
         },
         {
+            "sum without (instance) (version:cpu_seconds:total)": {V1: 180},
             "version:cpu:cores": {V1: 1.5},
             "version:memory:bytes": {V1: 4096},
         },

@@ -87,7 +87,7 @@ def shared(start: Callable[..., Server]) -> Server:
 @pytest.fixture
 def server(shared: Server) -> Iterator[Server]:
     yield shared
-    shared.faults(error_ratio=0, reset_ratio=0, delay_ms=0, hang=False, ready=True).raise_for_status()
+    shared.faults(error_ratio=0, reset_ratio=0, seed=0, delay_ms=0, hang=False, ready=True).raise_for_status()
 
 
 def events(text: str) -> list[str]:
@@ -160,6 +160,22 @@ def test_stream_sends_each_event_when_it_is_due(server: Server) -> None:
         arrivals = [time.monotonic() for line in answer.iter_lines() if line]
     assert len(arrivals) == 3
     assert arrivals[2] - arrivals[0] >= 0.4
+
+
+def test_with_a_seed_errors_come_by_chance_and_the_same_again(server: Server) -> None:
+    def statuses() -> list[int]:
+        server.faults(error_ratio=0.3, seed=7).raise_for_status()
+        return [server.infer().status_code for _ in range(300)]
+
+    first = statuses()
+    assert first == statuses()
+    assert 60 <= first.count(500) <= 120
+    assert len({first[start : start + 10].count(500) for start in range(0, 300, 10)}) > 2, "no chance, but a pattern"
+
+
+def test_it_can_fail_from_the_start(start: Callable[..., Server]) -> None:
+    failing = start("--error-ratio", "1", "--seed", "7")
+    assert failing.infer().status_code == 500
 
 
 def test_the_error_ratio_is_met_exactly(server: Server) -> None:

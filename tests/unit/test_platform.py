@@ -14,7 +14,11 @@ STACK = Stack(team="lepton", name="dev", folder="/srv/project")
 
 
 class _Engine(Mocks):
+    def __init__(self) -> None:
+        self.made: list[str] = []
+
     def new_resource(self, args: MockResourceArgs) -> tuple[str, dict[object, object]]:
+        self.made.append(args.name)
         return args.name, args.inputs
 
     def call(self, args: MockCallArgs) -> tuple[dict[object, object], None]:
@@ -40,3 +44,13 @@ def test_an_endpoints_url_is_one_that_clients_can_open(address: str, url: str) -
         lambda: exports.append(Platform(STACK, PlatformSettings.model_validate(document)).exports["endpoint_base_url"])
     )()
     assert exports == [url]
+
+
+@pytest.mark.parametrize(("guard", "made"), [({}, 1), ({"guard": True}, 1), ({"guard": False}, 0)])
+def test_a_node_has_a_guard_unless_it_is_to_run_elsewhere(guard: dict[str, bool], made: int) -> None:
+    document = {"environment": "dev", "mode": "single-node", "node": {"gpus": []}} | guard
+    engine = _Engine()
+    pulumi.runtime.set_mocks(engine)
+    pulumi.runtime.test(lambda: Platform(STACK, PlatformSettings.model_validate(document)) and None)()
+    assert engine.made.count("dev-guard") == made
+    assert "dev-router" in engine.made

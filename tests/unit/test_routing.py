@@ -21,6 +21,7 @@ from infra.single_node.routing import (
     route_table,
     version_clusters,
     weights_in,
+    with_weights,
 )
 
 NAMES = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,20}[a-z0-9])?", fullmatch=True)
@@ -92,6 +93,24 @@ def test_weights_and_shadow_are_read_back_as_they_were_set(team: str, settings: 
     weights, shadow = weights_in(json.loads(json.dumps(host)))
     assert weights == settings.weights
     assert shadow == ({settings.shadow.version: pytest.approx(settings.shadow.percent)} if settings.shadow else {})
+
+
+@given(NAMES, endpoints(), st.booleans(), st.data())
+def test_other_weights_put_into_a_fragment_are_those_that_settings_would_render(
+    team: str, settings: EndpointSettings, grpc: bool, data: st.DataObject
+) -> None:
+    weights = {version: data.draw(st.integers(0, 1_000_000)) for version in settings.weights}
+    assume(any(weights.values()))
+    backends = backends_of(settings, grpc=grpc)
+    fragment = endpoint_routes(team, settings, backends)
+
+    changed = with_weights(json.loads(json.dumps(fragment)), weights)
+
+    variants = [{"version": version, "weight": weight} for version, weight in weights.items()]
+    document = settings.model_dump(mode="json") | {"variants": variants, "baseline": settings.baseline_version}
+    wanted = endpoint_routes(team, EndpointSettings.model_validate(document), backends)
+    assert changed == json.loads(json.dumps(wanted))
+    assert weights_in(changed["virtual_host"]) == (weights, weights_in(fragment["virtual_host"])[1])
 
 
 @given(NAMES, endpoints(), st.booleans())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.settings import EndpointSettings, PlatformSettings, SettingsError, VersionSettings, parse_settings
+from infra.settings.rollout import RolloutSettings
 from infra.settings.values import Settings
 
 FILE = "stacks/diagnostics/Pulumi.dev.tumour.yaml"
@@ -181,6 +184,76 @@ def test_settings_survive_the_state_that_pulumi_keeps_them_in() -> None:
     assert (
         VersionSettings.model_validate_json(settings.model_dump_json(exclude={"resources"})).health == settings.health
     )
+
+
+ROLLOUTS: list[dict[str, object]] = [
+    {},
+    {"strategy": "shadow", "shadow_percent": 12.5, "keep": "1h", "approve": [25, 100]},
+    {"steps": "exponential", "first": 1, "factor": 3, "alpha": 0.01, "score": {"resources": 2}},
+    {
+        "gates": [
+            {"metric": "error_ratio", "compare": False, "limit": 0.01},
+            {"metric": "promql", "name": "accuracy", "query": "accuracy{version='{version}'}", "better": "higher"},
+        ],
+        "hooks": {"before": [{"command": ["make", "check"], "timeout": "5m"}], "after": [{"url": "http://x/y"}]},
+        "notify": [{"url_variable": "SLACK", "on": ["start", "step"]}],
+        "quiet": [{"days": ["fri"], "start": "18:00", "end": "08:00", "zone": "Europe/Zurich"}],
+    },
+]
+
+
+@pytest.mark.parametrize("document", ROLLOUTS, ids=["nothing", "shadow", "exponential", "everything else"])
+def test_a_rollouts_settings_survive_the_config_that_they_are_kept_in(document: dict[str, object]) -> None:
+    settings = parse_settings(EndpointSettings, ENDPOINT | {"rollout": document}, file=FILE, key="k").rollout
+    assert RolloutSettings.model_validate(json.loads(settings.model_dump_json())) == settings
+
+
+@pytest.mark.parametrize(
+    ("rollout", "problem"),
+    [
+        ({"strategy": "canari"}, "rollout.strategy: given 'canari'"),
+        ({"steps": []}, "steps are rising percentages"),
+        ({"steps": [50, 25, 100]}, "steps are rising percentages"),
+        ({"steps": [5, 101]}, "steps are rising percentages"),
+        ({"steps": [0, 100]}, "steps are rising percentages"),
+        ({"max_surge": 0, "max_unavailable": 0}, "no replica could move"),
+        ({"bake": "1h"}, "max_bake is shorter than bake"),
+        ({"alpha": 0.5}, "rollout.alpha: given 0.5"),
+        ({"score": {"response_time": 0, "errors": 0}}, "every weight of the score is 0"),
+        ({"gates": [{"metric": "throughput"}] * 2}, "two gates are called throughput; give one of them a 'name'"),
+        ({"gates": [{"metric": "promql", "name": "x"}]}, "'query' belongs to metric 'promql'"),
+        ({"gates": [{"metric": "promql", "query": "up"}]}, "a gate of metric 'promql' needs a 'name'"),
+        ({"gates": [{"metric": "error_ratio", "query": "up"}]}, "'query' belongs to metric 'promql'"),
+        ({"gates": [{"metric": "error_ratio", "compare": False}]}, "needs a 'limit'"),
+        ({"gates": [{"metric": "error_ratio", "tolerence": 2}]}, "did you mean 'tolerance'?"),
+        ({"hooks": {"before": [{"command": ["x"], "url": "http://x"}]}}, "give one of 'command', 'url'"),
+        ({"notify": [{}]}, "give either 'url' or 'url_variable'"),
+        ({"quiet": [{"start": "6pm", "end": "08:00"}]}, "a time of day is '18:00', in quotes"),
+        ({"quiet": [{"start": "18:00", "end": "18:00"}]}, "quiet hours last less than a day"),
+        ({"quiet": [{"start": "18:00", "end": "08:00", "zone": "Zurich"}]}, "a time zone is a name such as"),
+    ],
+    ids=str,
+)
+def test_what_no_rollout_could_do_is_refused(rollout: dict[str, object], problem: str) -> None:
+    said = refusal(EndpointSettings, ENDPOINT | {"rollout": rollout})
+    assert f"{FILE}: lepton:it.rollout" in said
+    assert problem in said
+
+
+@pytest.mark.parametrize(
+    ("guard", "problem"),
+    [
+        ({"rules": []}, "guard.rules"),
+        ({}, "guard.rules is required"),
+        ({"rules": [{"action": "drop"}]}, "a rule of the guard watches 'error_ratio', 'latency_p95' or 'ready'"),
+        ({"rules": [{"error_ratio": 2}]}, "guard.rules[0].error_ratio: given 2"),
+        ({"rules": [{"ready": 1}], "recover": 0}, "guard.recover: given 0"),
+        ({"rules": [{"ready": 1}], "max_actions": 0}, "guard.max_actions: given 0"),
+    ],
+    ids=str,
+)
+def test_a_guard_without_a_rule_that_could_hold_is_refused(guard: dict[str, object], problem: str) -> None:
+    assert problem in refusal(EndpointSettings, ENDPOINT | {"guard": guard})
 
 
 @given(

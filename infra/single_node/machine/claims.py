@@ -1,4 +1,7 @@
-"""Ports and GPUs of the node: who holds which, kept in one file under one lock."""
+"""What replicas and the node's own services hold of the machine, kept in one file under one lock.
+
+Ports and GPUs are each one owner's. Processors and memory are only noted: nothing is refused for want of them.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,14 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Sequence
-from typing import TypedDict
+from dataclasses import asdict
+from typing import Any, TypedDict
 
 import psutil
 
+from infra.contracts import Amount
 from infra.files import read_json, write_json
+from infra.single_node.machine.limits import Limits
 from infra.single_node.machine.node import Node, NodeError
 
 
@@ -19,6 +25,8 @@ class Claims(TypedDict):
     """Port by purpose, by owner."""
     gpus: dict[str, list[str]]
     """Device ids by owner."""
+    limits: dict[str, dict[str, Any]]
+    """What a replica may take of processors and memory, as `Limits`, by owner."""
 
 
 def claim_ports(node: Node, owner: str, purposes: Sequence[str], within: tuple[int, int]) -> dict[str, int]:
@@ -63,11 +71,19 @@ def claim_gpus(node: Node, owner: str, count: int, inventory: Sequence[str]) -> 
         return claims["gpus"].get(owner, [])
 
 
+def note_limits(node: Node, owner: str, limits: Limits) -> None:
+    """Notes what `owner` may take of processors and memory."""
+    with node.locked("claims"):
+        claims = _read(node)
+        claims["limits"][owner] = asdict(limits)
+        write_json(node.claims, claims)
+
+
 def release(node: Node, owner: str) -> None:
     with node.locked("claims"):
         claims = _read(node)
-        claims["ports"].pop(owner, None)
-        claims["gpus"].pop(owner, None)
+        for held in (claims["ports"], claims["gpus"], claims["limits"]):
+            held.pop(owner, None)
         write_json(node.claims, claims)
 
 
@@ -77,6 +93,17 @@ def ports_of(node: Node, owner: str) -> dict[str, int]:
 
 def gpus_of(node: Node, owner: str) -> list[str]:
     return _read(node)["gpus"].get(owner, [])
+
+
+def reserved(node: Node) -> Amount:
+    """What all owners together hold; a limit that isn't set counts as nothing."""
+    claims = _read(node)
+    limits = [Limits(**noted) for noted in claims["limits"].values()]
+    return {
+        "cpu": sum(limit.cpu or 0.0 for limit in limits),
+        "memory": sum(limit.memory or 0 for limit in limits),
+        "gpu": sum(len(devices) for devices in claims["gpus"].values()),
+    }
 
 
 def is_port_free(port: int, address: str = "127.0.0.1") -> bool:
@@ -116,7 +143,9 @@ def detect_gpus() -> list[str]:
 
 
 def _read(node: Node) -> Claims:
-    return read_json(node.claims, {"ports": {}, "gpus": {}})
+    claims: Claims = {"ports": {}, "gpus": {}, "limits": {}}
+    # A node that is older than one of the kinds has none of it.
+    return claims | read_json(node.claims, {})
 
 
 def _free_port(within: tuple[int, int], taken: set[int]) -> int:

@@ -1,7 +1,8 @@
 """Becomes a supervised program: `python -m infra.single_node.machine.launch SPEC.json`.
 
 Supervisor starts this, and this replaces itself by the program, with exactly the environment and limits of its
-specification. So nothing needs quoting for Supervisor, and nothing leaks in from whoever started it.
+specification. So nothing needs quoting for Supervisor, and nothing leaks in from whoever started it, but into a program
+that says that it inherits that.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from infra.single_node.machine.marks import NODE_VARIABLE, PROGRAM_VARIABLE, end
 
 def main() -> None:
     specification = json.loads(Path(sys.argv[1]).read_text())
-    # A server that was killed may have left workers behind, which hold its ports, its memory and its GPUs.
-    end_marked(specification["env"][NODE_VARIABLE], specification["env"][PROGRAM_VARIABLE])
+    env: dict[str, str] = specification["env"]
+    if PROGRAM_VARIABLE in env:
+        # A server that was killed may have left workers behind, which hold its ports, its memory and its GPUs.
+        end_marked(env[NODE_VARIABLE], env[PROGRAM_VARIABLE])
     limits = Limits(**specification["limits"])
     enforced = enforce(specification["control_group"], limits)
     if limits != Limits() and enforced.startswith("none"):
@@ -29,8 +32,10 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     os.chdir(specification["directory"])
     command = specification["command"]
+    if specification.get("inherits"):
+        env = {**os.environ, **env}
     try:
-        os.execvpe(command[0], command, specification["env"])  # noqa: S606 - no shell is the point
+        os.execvpe(command[0], command, env)  # noqa: S606 - no shell is the point
     except OSError as error:
         sys.exit(f"launch: {command[0]}: {error.strerror}")
 

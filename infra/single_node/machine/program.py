@@ -20,3 +20,7 @@ class Program:
     """Between SIGTERM and SIGKILL."""
     files: dict[Path, str] = field(default_factory=dict)
     """Its configuration: content by file. Read when it starts, so other content restarts it."""
+    inherits: bool = False
+    """Whether it also has what supervisord was handed of its starter's environment: secrets that are in no file."""
+    leaves_children: bool = False
+    """Whether processes that it started may outlive it, until the node is stopped."""

@@ -13,7 +13,7 @@ import json
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
@@ -21,7 +21,7 @@ from urllib.parse import quote
 from infra.files import salvage_json, write_atomically, write_json
 from infra.single_node.machine import envoy
 from infra.single_node.machine.node import Node, NodeError
-from infra.single_node.routing import RouteFragment, route_table, weights_in
+from infra.single_node.routing import RouteFragment, route_table, weights_in, with_weights
 
 _APPLY_SECONDS = 15
 _LOG_SECONDS = 2
@@ -76,6 +76,16 @@ class Router:
         self.put_routes(owner, fragment)
         self.put_clusters(owner, clusters)
 
+    def put_weights(self, owner: str, weights: Mapping[str, int]) -> None:
+        """Gives the variants of an endpoint these weights, all of them, and returns when Envoy runs them.
+
+        Raises:
+            NodeError: when the endpoint has no routes, or other variants.
+            RouterRejectedError, RouterUnreachableError: as `put_clusters`.
+        """
+        with self._node.locked("router"):
+            self._change(_ROUTES, owner, with_weights(self.routes_of(owner, weights), weights))
+
     def remove_clusters(self, owner: str) -> None:
         self._withdraw(_CLUSTERS, owner)
 
@@ -90,6 +100,19 @@ class Router:
 
     def routes(self, owner: str) -> RouteFragment | None:
         return salvage_json(self._part(_ROUTES, owner))
+
+    def routes_of(self, owner: str, versions: Collection[str]) -> RouteFragment:
+        """The routes of an endpoint that has these variants and no other. Raises NodeError."""
+        fragment = self.routes(owner)
+        if fragment is None:
+            raise NodeError(f"{owner} has no routes on this node; bring it up with `lepton deploy`")
+        variants, _ = weights_in(fragment["virtual_host"])
+        if set(versions) != variants.keys():
+            raise NodeError(
+                f"{owner} has the variants {', '.join(variants)}, and weights were given for "
+                f"{', '.join(versions) or 'none'}; give each of them one, and no other"
+            )
+        return fragment
 
     def endpoints_using(self, cluster: str) -> list[str]:
         """Owners of the routes that may send a request to `cluster`."""
@@ -147,15 +170,19 @@ class Router:
 
     def _apply(self, kind: _Kind, owner: str, content: object | None) -> None:
         with self._node.locked("router"):
-            try:
-                self._publish(kind, self._contents(kind, {owner: content}))
-            except RouterRejectedError:
-                self._publish(kind, self._contents(kind))
-                raise
-            except BaseException:
-                self._restore(kind)
-                raise
-            self._commit(kind, owner, content)
+            self._change(kind, owner, content)
+
+    def _change(self, kind: _Kind, owner: str, content: object | None) -> None:
+        """`_apply` for who holds the lock."""
+        try:
+            self._publish(kind, self._contents(kind, {owner: content}))
+        except RouterRejectedError:
+            self._publish(kind, self._contents(kind))
+            raise
+        except BaseException:
+            self._restore(kind)
+            raise
+        self._commit(kind, owner, content)
 
     def _withdraw(self, kind: _Kind, owner: str) -> None:
         if not self._part(kind, owner).exists():

@@ -29,6 +29,16 @@ from infra.single_node.machine.program import Program
 
 INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
 """What servers have of the environment of whoever starts them."""
+_PULUMI = (
+    "PULUMI_BACKEND_URL",
+    "PULUMI_CONFIG_PASSPHRASE",
+    "PULUMI_CONFIG_PASSPHRASE_FILE",
+    "PULUMI_ACCESS_TOKEN",
+    "PULUMI_HOME",
+)
+"""Which of Pulumi's variables are the user's; an update sets more for its own processes."""
+_OWN = ("LEPTON_CATALOGUE", "LEPTON_REGISTRY_")
+"""How those of ours start that say where things are; others are marks, or for one command."""
 _START_SECONDS = 10
 LOG_BYTES = 10_000_000
 """A log is rotated at this size; two older ones are kept."""
@@ -64,7 +74,7 @@ class Supervisor:
             self._end_strays()
             started = subprocess.run(
                 [sys.executable, "-m", "supervisor.supervisord", "-c", str(self._configuration)],
-                env=self._environment() | {NODE_VARIABLE: str(self._node.directory)},
+                env=handed_on(os.environ) | {NODE_VARIABLE: str(self._node.directory)},
                 cwd=self._node.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -201,8 +211,10 @@ class Supervisor:
         end_marked(str(self._node.directory), name)
 
     def _specify(self, program: Program) -> dict[str, Any]:
-        marks = {NODE_VARIABLE: str(self._node.directory), PROGRAM_VARIABLE: program.name}
-        return {
+        marks = {NODE_VARIABLE: str(self._node.directory)}
+        if not program.leaves_children:
+            marks[PROGRAM_VARIABLE] = program.name
+        specification = {
             "command": program.command,
             "directory": str(self._node.directory),
             "env": self._environment() | program.env | marks,
@@ -210,6 +222,8 @@ class Supervisor:
             "control_group": self._control_group(program.name),
             "stop_seconds": program.stop_seconds,
         }
+        # A key that most have no use for would make all of them differ from what runs on older nodes.
+        return specification | ({"inherits": True} if program.inherits else {})
 
     def _differing(self, files: Mapping[Path, str]) -> list[str]:
         return [self._is_changed(file) for file, content in files.items() if _content(file) != content]
@@ -291,6 +305,17 @@ class Supervisor:
 def belongs_to(process: psutil.Process, node: Node) -> bool:
     """Whether the process is one of the node's."""
     return has_mark(process, str(node.directory))
+
+
+def handed_on(environment: Mapping[str, str]) -> dict[str, str]:
+    """What supervisord has of its starter's environment, in memory alone: for programs that act as the user would."""
+
+    def is_users(name: str) -> bool:
+        if name.startswith("PULUMI_"):
+            return name in _PULUMI
+        return not name.startswith("LEPTON_") or name.startswith(_OWN)
+
+    return {name: value for name, value in environment.items() if is_users(name)}
 
 
 @contextlib.contextmanager
