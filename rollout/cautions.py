@@ -32,7 +32,8 @@ def obstacles(endpoint: StackConfig, platform: PlatformSettings, quiet: datetime
 def few_replicas(move: Move, last: Step) -> Iterator[str]:
     """Replicas that a config asks for stay as they are, also where the old side has more for the same share."""
     for version in move.gaining:
-        usual = move.as_the_losing_have(move.target[version])
+        # Rounded, as a tenth of a replica more is no reason for another.
+        usual = round(move.target[version] * move.replicas_per_share)
         if last.capacity[version] < usual:
             yield (
                 f"{version} has {last.capacity[version]} of the {usual} replicas that {' and '.join(move.losing)} "

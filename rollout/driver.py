@@ -265,7 +265,7 @@ class Driver:
         judge = self._judge_at(state)
         baked = self._baked(state)
         # Where nothing new gets requests, as before a switch, only time and hooks decide.
-        judged = bool(settings.gates) and step.bake_seconds > 0
+        judged = bool(settings.gates) and any(step.weights[each] or each in step.shadow for each in state.candidates)
         if step.bake_seconds == 0:
             return self._passes(state, [])
         looked = self._clock.monotonic()
@@ -543,13 +543,25 @@ class Driver:
         return sum(min(look.seconds, _UNWATCHED_SECONDS) for look in looks)
 
     def _passes(self, state: RolloutState, verdicts: Sequence[Verdict]) -> RolloutState:
+        for verdict in verdicts:
+            self._means.say(f"{verdict.version} passes gate {verdict.gate}: {verdict.reason}")
         self._means.run_hooks(state.settings.hooks.after, self._facts(state), self._project.root)
         if state.strategy == "adaptive" and self._judge and state.step < len(state.steps) - 1:
-            adapted = adapt(state.current, self._judge.scores()).weights
-            following = state.steps[state.step + 1].model_copy(update={"weights": adapted})
-            steps = (*state.steps[: state.step + 1], following, *state.steps[state.step + 2 :])
-            state = state.model_copy(update={"steps": steps})
+            state = self._adapted(state, self._judge.scores())
         return state.passed(self._clock.now(), _outcomes(verdicts), spent=self._lap())
+
+    def _adapted(self, state: RolloutState, scores: Mapping[str, float]) -> RolloutState:
+        """The next step, by the scores so far; the last is the best version's."""
+        among = moving(state.initial.weights, state.target)
+        scored = {version: score for version, score in scores.items() if version in among}
+        following = state.steps[state.step + 1]
+        if scored and state.step + 2 == len(state.steps):
+            adapted = winner_step(state.current, min(scored, key=scored.__getitem__), among)
+        else:
+            adapted = adapt(state.current, scored)
+        following = following.model_copy(update={"weights": adapted.weights})
+        steps = (*state.steps[: state.step + 1], following, *state.steps[state.step + 2 :])
+        return state.model_copy(update={"steps": steps})
 
     def _won(self, state: RolloutState, winner: str, verdicts: Sequence[Verdict]) -> RolloutState:
         self._means.say(f"{winner} has won")

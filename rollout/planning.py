@@ -165,7 +165,8 @@ def expected_duration(
         updates = UPDATE_SECONDS * (1 + bool(rising) + bool(falling))
         shortest += updates + step.bake_seconds
         longest += updates + max((versions[version].ready_timeout for version in rising), default=0.0)
-        longest += settings.max_bake if step.bake_seconds else 0.0
+        asked = step.bake_seconds and (step.percent or step.shadow)
+        longest += settings.max_bake if asked else step.bake_seconds
         before = {**before, **step.capacity}
     return Duration(shortest=shortest, longest=longest)
 

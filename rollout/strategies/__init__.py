@@ -52,7 +52,8 @@ def plan_steps(
 
     A version that one of the sets lacks has weight 0 in it. `replicas`: by version, as its config asks for.
 
-    A step in which nothing new gets requests bakes for 0 s: there is nothing to look at. A percentage to approve that
+    A step in which nothing new gets requests bakes for 0 s, as there is nothing to look at; but before a switch the old
+    side is looked at alone. A percentage to approve that
     no step has is that of the first step beyond it.
 
     Raises:
@@ -72,7 +73,7 @@ def plan_steps(
                 f"at {float(stage.done * 100):g} %, {unseen[0]} would have less than 1 of {total}, which weights can't "
                 "say; begin with a greater percentage"
             )
-        looked_at = bool(stage.shadow) or (stage.done > 0 and stage.shares != before)
+        looked_at = stage.rests or bool(stage.shadow) or (stage.done > 0 and stage.shares != before)
         steps.append(
             Step(
                 weights=weights,

@@ -5,6 +5,7 @@ The old side keeps its replicas for the settings' `keep` after the last step, so
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 from infra.settings.rollout import RolloutSettings
@@ -14,7 +15,8 @@ from rollout.strategies.move import Move, Stage
 
 def stages(move: Move, settings: RolloutSettings) -> list[Stage]:
     """The new side without weight, then with all of its."""
-    return [move.stage(done, move.capacity(move.target)) for done in (Fraction(0), Fraction(1))]
+    beside, switched = (move.stage(done, move.capacity(move.target)) for done in (Fraction(0), Fraction(1)))
+    return [replace(beside, rests=True), switched]
 
 
 def stages_after_canary(move: Move, settings: RolloutSettings) -> list[Stage]:

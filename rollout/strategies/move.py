@@ -22,6 +22,8 @@ class Stage:
     done: Fraction
     """How much of what moves is where it is to be, 0 to 1."""
     shadow: Mapping[str, float] = field(default_factory=dict[str, float])
+    rests: bool = False
+    """Whether it lasts although nothing new gets requests: what the old side does alone is what a switch is judged by."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,13 @@ class Move:
 
     def as_the_losing_have(self, share: Fraction) -> int:
         """Replicas for a share, by what the versions that lose have for theirs."""
+        return math.ceil(share * self.replicas_per_share)
+
+    @property
+    def replicas_per_share(self) -> Fraction:
+        """Of the versions that lose, for the share that they have."""
         served = sum((self.current[version] for version in self.losing), Fraction())
-        return math.ceil(share / served * sum(self.replicas[version] for version in self.losing))
+        return sum(self.replicas[version] for version in self.losing) / served
 
     def capacity(self, shares: Shares) -> dict[str, int]:
         """Replicas with which those that gain serve these shares, while those that lose keep theirs."""

@@ -506,9 +506,9 @@ def test_ab_without_a_winner_is_inconclusive(world: World) -> None:
     assert "no version has won yet" in state.reason
 
 
-def test_adaptive_steps_follow_the_scores(world: World) -> None:
+def test_adaptive_steps_follow_the_scores_and_end_at_the_best(world: World) -> None:
     world.scores = {OLD: 2.0, NEW: 1.0}
     steps = ({OLD: 90, NEW: 10}, {OLD: 50, NEW: 50}, {OLD: 0, NEW: 100})
     state = world.start(world.rollout(*steps, strategy="adaptive"))
     assert state.phase == "succeeded"
-    assert world.moves == [START, CANARY, {OLD: 70, NEW: 30}, {OLD: 50, NEW: 50}]
+    assert world.moves == [START, CANARY, {OLD: 70, NEW: 30}, {NEW: 100}]

@@ -164,13 +164,13 @@ def test_the_shortest_time_is_that_of_bakes_and_updates() -> None:
     assert found.longest == 2 * 600 + 300 + 3 * UPDATE_SECONDS + 90
 
 
-def test_steps_without_requests_of_anything_new_take_no_bake() -> None:
+def test_a_step_without_requests_of_anything_new_waits_for_no_gate() -> None:
     settings = RolloutSettings(strategy="blue-green")
     versions = {"a": version("1.0.0"), "b": version("2.0.0")}
     steps = plan_steps({"a": 1}, {"b": 1}, settings, {"a": 1, "b": 1})
     found = expected_duration(steps, {"a": 1, "b": 1}, settings, versions)
-    assert found.shortest == settings.bake + 2 * UPDATE_SECONDS
-    assert found.longest == settings.max_bake + 2 * UPDATE_SECONDS
+    assert found.shortest == settings.bake + settings.bake + 2 * UPDATE_SECONDS
+    assert found.longest == settings.bake + settings.max_bake + 2 * UPDATE_SECONDS
 
 
 # -- the gates
