@@ -13,6 +13,7 @@ from typing import Any
 
 from cli import output
 from cli.journal import note
+from cli.retirement import retirement
 from infra.errors import UserError
 from rollout.guard_action import ChangedError, DrivenError, carry_out
 from rollout.guarding import NoWayBackError
@@ -35,7 +36,7 @@ def _platform(project: Project, order: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _act(project: Project, order: Mapping[str, Any]) -> dict[str, Any]:
-    text = carry_out(project, order, output.say)
+    text = carry_out(project, order, output.say, retirement)
     note(project, [project.stack(order["endpoint"])])
     return {"result": "done", "text": text}
 

@@ -12,8 +12,6 @@ from cli.context import EndpointArgument, JsonOption
 if TYPE_CHECKING:
     from rollout.rollback import Report
 
-_RETIRED = "retired"
-
 
 def rollback(
     endpoint: EndpointArgument,
@@ -39,12 +37,13 @@ def rollback(
     if drill and (now or keep):
         raise typer.BadParameter("--drill moves nothing, so it goes with neither --now nor --keep")
     from cli.journal import note  # noqa: PLC0415
+    from cli.retirement import retirement  # noqa: PLC0415
     from rollout.rollback import Rollbacks, Target  # noqa: PLC0415
 
     stack = context.stack(endpoint, "endpoint")
     target = Target(revision=to_revision, version=to_version)
     with output.progress(f"rolling {endpoint} back", quiet=as_json) as notify:
-        rollbacks = Rollbacks(context.releases(notify), context.project(), notify, refuse=_refusal)
+        rollbacks = Rollbacks(context.releases(notify), context.project(), notify, refuse=retirement)
         if drill:
             report = rollbacks.drill(stack, target)
         else:
@@ -75,16 +74,3 @@ def _print(report: Report, *, drill: bool) -> None:
             output.line(f"{standing.version}: {standing.missing}; would be brought back first")
     clear = "is not clear" if report.problems else "is clear"
     output.line(f"{report.endpoint}: the way back to {where} {clear}; nothing was changed ({report.seconds:.1f} s)")
-
-
-def _refusal(model: str, version: str) -> str | None:
-    """A retired version doesn't come back. A catalogue that can't be asked keeps no traffic from going back."""
-    from cli.package.shared import open_catalogue  # noqa: PLC0415
-    from infra.errors import UserError  # noqa: PLC0415
-
-    try:
-        with open_catalogue(None) as catalogue:
-            stage = catalogue.show(model, version).summary.stage
-    except UserError:
-        return None
-    return f"the catalogue has {model} {version} as retired, which is final" if stage == _RETIRED else None

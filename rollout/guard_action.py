@@ -11,7 +11,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -131,7 +130,7 @@ def _drop(project: Project, releases: Releases, endpoint: StackConfig, order: Ma
             endpoint,
             document | {"variants": variants},
             message,
-            rollout=_paused(endpoint, message),
+            rollout=releases.paused(endpoint, message),
             fast=True,
         )
     said = " ".join(f"{variant['version']}={variant['weight']}" for variant in variants)
@@ -156,15 +155,6 @@ def _roll_back(
     said = " ".join(f"{version}={weight}" for version, weight in report.revision.weights.items())
     problems = "".join(f"; {problem}" for problem in report.problems)
     return f"back to revision {target.number}: {said} ({report.seconds:.1f} s){problems}"
-
-
-def _paused(endpoint: StackConfig, reason: str) -> dict[str, Any] | None:
-    """The endpoint's rollout, if there is one, as it is after somebody else has set its weights."""
-    state = read_state(endpoint)
-    if state is None:
-        return None
-    changed = {"phase": "paused", "reason": reason, "since": datetime.now(UTC).isoformat()}
-    return state.model_copy(update=changed | {"request": None, "follows": None}).document()
 
 
 def _content(file: IO[bytes]) -> str:

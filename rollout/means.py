@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from infra.settings.rollout import Hook, Notification
 from rollout.analysis import Judge, Verdict
-from rollout.capacity import Capacity
+from rollout.capacity import Capacity, Refusal
 from rollout.clock import Clock, SystemClock
 from rollout.hooks import run_hooks, tell
 from rollout.project import Project, StackConfig
@@ -72,8 +72,8 @@ class Means:
     """Takes a line for whoever looks on."""
 
 
-def means_of(project: Project, say: Callable[[str], None]) -> Means:
-    """The means of a driver in this process. `say` takes a line for whoever looks on."""
+def means_of(project: Project, say: Callable[[str], None], refuse: Refusal = lambda model, version: None) -> Means:
+    """The means of a driver in this process. `refuse`: why a version may not be brought back."""
     clock = SystemClock()
     releases = Releases(project, say, clock)
 
@@ -84,7 +84,7 @@ def means_of(project: Project, say: Callable[[str], None]) -> Means:
     return Means(
         project=project,
         releases=releases,
-        capacity=Capacity(releases, project, say, clock),
+        capacity=Capacity(releases, project, say, clock, refuse),
         warm_up=lambda endpoint, version: warm_up(releases, project, endpoint, version, clock),
         sampler=sampler,
         judge=lambda state: Judge(state.settings, state.baseline, state.candidates),

@@ -104,11 +104,11 @@ class Releases:
             kept = {version: weight for version, weight in {**current, **weights}.items() if version not in dropped}
             variants = [{"version": version, "weight": weight} for version, weight in kept.items()]
             said = " ".join(f"{version}={weight}" for version, weight in kept.items())
-            rollout = self._paused(endpoint, f"traffic set by {by or acting_user(self._project.root)}: {said}")
+            rollout = self.paused(endpoint, f"traffic set by {by or acting_user(self._project.root)}: {said}")
             return self.apply(endpoint, document | {"variants": variants}, f"traffic set {said}", rollout=rollout)
 
-    def _paused(self, endpoint: StackConfig, reason: str) -> dict[str, Any] | None:
-        """The state of the endpoint's rollout, if there is one, with somebody's hands on its traffic."""
+    def paused(self, endpoint: StackConfig, reason: str) -> dict[str, Any] | None:
+        """The state of the endpoint's rollout, if there is one, after somebody else has set its weights."""
         state = endpoint.rollout()
         if state is None:
             return None

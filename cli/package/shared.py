@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
 import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,15 +110,10 @@ def open_catalogue_if_any(url: str | None) -> Catalogue | None:
 
 
 def who(given: str | None) -> str:
-    """Who runs the command: as given, as Git knows them, or by login name."""
-    if given:
-        return given
-    try:
-        asked = subprocess.run(["git", "config", "user.email"], capture_output=True, text=True, check=False)
-        known = asked.stdout.strip()
-    except OSError:
-        known = ""
-    return known or os.environ.get("USER") or getpass.getuser()
+    """Who runs the command: as given, or else as updates of stacks are signed."""
+    from rollout.author import acting_user  # noqa: PLC0415
+
+    return given or acting_user(Path.cwd())
 
 
 def _project_root() -> Path:

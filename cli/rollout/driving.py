@@ -56,6 +56,7 @@ def start(
 
     Where a rollout to the same target was left by its driver, this goes on with it.
     """
+    from cli.retirement import retirement  # noqa: PLC0415
     from rollout.author import acting_user  # noqa: PLC0415
     from rollout.driver import Driver, RolloutActiveError, driver_name  # noqa: PLC0415
     from rollout.means import means_of  # noqa: PLC0415
@@ -65,7 +66,7 @@ def start(
     project, stack = context.project(), context.stack(endpoint, "endpoint")
     settings = overridden(stack, strategy=strategy, steps=steps, bake=bake, max_bake=max_bake)
     say = _sayer(as_json=as_json)
-    means = means_of(project, say)
+    means = means_of(project, say, retirement)
     try:
         require_startable(means.releases, project, stack)
     except RolloutActiveError:
@@ -167,10 +168,11 @@ def _drive(
 ) -> None:
     """Drives the rollout in this process. Exits with its status."""
     from cli.journal import note  # noqa: PLC0415
+    from cli.retirement import retirement  # noqa: PLC0415
     from rollout.driver import Driver, SupersededError, driver_name  # noqa: PLC0415
     from rollout.means import means_of  # noqa: PLC0415
 
-    means = means_of(project, _sayer(as_json=as_json))
+    means = means_of(project, _sayer(as_json=as_json), retirement)
     try:
         state = Driver(means, stack.address, driver_name()).go_on(change)
     except SupersededError as error:

@@ -23,7 +23,7 @@ class Stage:
     """How much of what moves is where it is to be, 0 to 1."""
     shadow: Mapping[str, float] = field(default_factory=dict[str, float])
     rests: bool = False
-    """Whether it lasts although nothing new gets requests: what the old side does alone is what a switch is judged by."""
+    """Whether it lasts although nothing new gets requests: a switch is judged by what the old side did alone."""
 
 
 @dataclass(frozen=True)
