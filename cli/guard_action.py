@@ -1,6 +1,6 @@
 """Carries out one order of `lepton guard`: `python -m cli.guard_action ROOT ORDER`, and says in JSON what came of it.
 
-No command for people: the guard starts it (`rollout/guard_action.py`).
+No command for people: the guard starts it (`rollout/guarding/action.py`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from cli import output
 from cli.journal import note
 from cli.retirement import retirement
 from infra.errors import UserError
-from rollout.guard_action import ChangedError, DrivenError, carry_out
-from rollout.guarding import NoWayBackError
+from rollout.guarding.action import ChangedError, DrivenError, carry_out
+from rollout.guarding.rules import NoWayBackError
 from rollout.project import BusyError, Project
 from rollout.release import Releases
 

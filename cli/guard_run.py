@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from cli import output
 from rollout.clock import SystemClock
-from rollout.guard import Event, Guard, GuardedEndpoints, Memories, guarding, state_folder
-from rollout.guard_action import ActionProcess
-from rollout.guarding import LOOK_SECONDS
-from rollout.hooks import tell
-from rollout.lookout import NodeLookout, Sight
+from rollout.driving.hooks import tell
+from rollout.guarding.action import ActionProcess
+from rollout.guarding.guard import Event, Guard, GuardedEndpoints, Memories, guarding, state_folder
+from rollout.guarding.lookout import NodeLookout, Sight
+from rollout.guarding.rules import LOOK_SECONDS
 
 if TYPE_CHECKING:
     from infra.settings.rollout import GuardSettings

@@ -82,7 +82,7 @@ class StackConfig:
         return _read(self.file, self.shown)["config"][f"lepton:{self.kind}"]
 
     def rollout(self) -> dict[str, Any] | None:
-        """The state of the endpoint's rollout as the file has it, if there is one: `rollout/state.py`."""
+        """The state of the endpoint's rollout as the file has it, if there is one: `rollout/driving/state.py`."""
         return _read(self.file, self.shown)["config"].get(ROLLOUT_KEY)
 
     def with_document(self, document: dict[str, Any]) -> StackConfig:

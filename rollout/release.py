@@ -13,10 +13,10 @@ from infra.errors import UserError
 from infra.settings import EndpointSettings, SettingsError
 from rollout.author import acting_user
 from rollout.clock import Clock, SystemClock
+from rollout.driving.state import Phase
 from rollout.project import ROLLOUT_KEY, Project, StackConfig, write_config
 from rollout.pulumi_stack import Changes, PulumiStack
 from rollout.revisions import Revision, revisions
-from rollout.state import Phase
 
 _VERIFY_SECONDS = 10
 _POLL_SECONDS = 0.05

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from infra.errors import UserError
 from rollout.author import unsigned
+from rollout.driving.state import ENDED
 from rollout.project import ROLLOUT_KEY
-from rollout.state import ENDED
 
 if TYPE_CHECKING:
     from pulumi.automation import UpdateSummary
@@ -39,7 +39,7 @@ class Revision:
     by: str | None = None
     """Who ran it; of a bare `pulumi up` that is unknown, and the author of its Git commit stands here."""
     rollout: dict[str, Any] | None = None
-    """The state of the rollout that made it (`rollout/state.py`), as last told while the revision was in force."""
+    """The rollout that made it (`rollout/driving/state.py`), as last told while the revision was in force."""
 
     @property
     def weights(self) -> dict[str, int]:

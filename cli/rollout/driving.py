@@ -25,9 +25,9 @@ from cli.rollout.options import (
 )
 
 if TYPE_CHECKING:
-    from rollout.planning import Plan
+    from rollout.driving.state import Request, RolloutState
+    from rollout.planning.plan import Plan
     from rollout.project import Project, StackConfig
-    from rollout.state import Request, RolloutState
 
 DetachOption = Annotated[
     bool, typer.Option("--detach", help="Drive it in a process of its own, and return once that has begun.")
@@ -58,10 +58,10 @@ def start(
     """
     from cli.retirement import retirement  # noqa: PLC0415
     from rollout.author import acting_user  # noqa: PLC0415
-    from rollout.driver import Driver, RolloutActiveError, driver_name  # noqa: PLC0415
-    from rollout.means import means_of  # noqa: PLC0415
-    from rollout.planning import make_plan  # noqa: PLC0415
-    from rollout.starting import left_behind, new_rollout, require_startable  # noqa: PLC0415
+    from rollout.driving.driver import Driver, RolloutActiveError, driver_name  # noqa: PLC0415
+    from rollout.driving.means import means_of  # noqa: PLC0415
+    from rollout.driving.starting import left_behind, new_rollout, require_startable  # noqa: PLC0415
+    from rollout.planning.plan import make_plan  # noqa: PLC0415
 
     project, stack = context.project(), context.stack(endpoint, "endpoint")
     settings = overridden(stack, strategy=strategy, steps=steps, bake=bake, max_bake=max_bake)
@@ -106,9 +106,9 @@ def resume(endpoint: EndpointArgument, detach: DetachOption = False, as_json: Js
 
 def pause(endpoint: EndpointArgument, as_json: JsonOption = False) -> None:
     """Stop a rollout where it is; the traffic stays as it is now."""
-    from rollout.asking import is_driven, pause_undriven  # noqa: PLC0415
     from rollout.author import acting_user  # noqa: PLC0415
     from rollout.clock import SystemClock  # noqa: PLC0415
+    from rollout.driving.asking import is_driven, pause_undriven  # noqa: PLC0415
 
     project, stack = context.project(), context.stack(endpoint, "endpoint")
     if is_driven(project, stack):
@@ -120,9 +120,9 @@ def pause(endpoint: EndpointArgument, as_json: JsonOption = False) -> None:
 
 def promote(endpoint: EndpointArgument, as_json: JsonOption = False) -> None:
     """Skip ahead: approve a step, or end what it waits for, the rest of its bake and its gates included."""
-    from rollout.asking import is_driven  # noqa: PLC0415
     from rollout.author import acting_user  # noqa: PLC0415
     from rollout.clock import SystemClock  # noqa: PLC0415
+    from rollout.driving.asking import is_driven  # noqa: PLC0415
 
     project, stack = context.project(), context.stack(endpoint, "endpoint")
     if is_driven(project, stack):
@@ -134,8 +134,8 @@ def promote(endpoint: EndpointArgument, as_json: JsonOption = False) -> None:
 
 def abort(endpoint: EndpointArgument, as_json: JsonOption = False) -> None:
     """End a rollout, and restore the weights that were there before it."""
-    from rollout.asking import is_driven  # noqa: PLC0415
     from rollout.author import acting_user  # noqa: PLC0415
+    from rollout.driving.asking import is_driven  # noqa: PLC0415
 
     project, stack = context.project(), context.stack(endpoint, "endpoint")
     if is_driven(project, stack):
@@ -146,7 +146,7 @@ def abort(endpoint: EndpointArgument, as_json: JsonOption = False) -> None:
 
 
 def _require_fitting(plan: Plan, *, overcommit: bool) -> None:
-    from rollout.starting import NotStartedError  # noqa: PLC0415
+    from rollout.driving.starting import NotStartedError  # noqa: PLC0415
 
     if plan.fits or overcommit:
         return
@@ -169,8 +169,8 @@ def _drive(
     """Drives the rollout in this process. Exits with its status."""
     from cli.journal import note  # noqa: PLC0415
     from cli.retirement import retirement  # noqa: PLC0415
-    from rollout.driver import Driver, SupersededError, driver_name  # noqa: PLC0415
-    from rollout.means import means_of  # noqa: PLC0415
+    from rollout.driving.driver import Driver, SupersededError, driver_name  # noqa: PLC0415
+    from rollout.driving.means import means_of  # noqa: PLC0415
 
     means = means_of(project, _sayer(as_json=as_json), retirement)
     try:
@@ -196,14 +196,14 @@ def _drive(
 
 def _detach(project: Project, stack: StackConfig, *, as_json: bool) -> None:
     """Has a process of its own go on with the rollout, and returns once that has taken it over."""
-    from rollout.asking import require_taken_over  # noqa: PLC0415
     from rollout.clock import SystemClock  # noqa: PLC0415
-    from rollout.records import Record  # noqa: PLC0415
-    from rollout.state import find_state  # noqa: PLC0415
+    from rollout.driving.asking import require_taken_over  # noqa: PLC0415
+    from rollout.driving.state import find_state  # noqa: PLC0415
+    from rollout.records.record import Record  # noqa: PLC0415
 
     state = find_state(stack, context.releases().pulumi(stack))
     if state is None:
-        from rollout.driver import NoRolloutError  # noqa: PLC0415
+        from rollout.driving.driver import NoRolloutError  # noqa: PLC0415
 
         raise NoRolloutError(f"{stack.address}: no rollout is under way; `lepton rollout start` begins one")
     log = Record.of(project, stack, state.id).folder / "driver.log"
@@ -223,9 +223,9 @@ def _detach(project: Project, stack: StackConfig, *, as_json: bool) -> None:
 
 
 def _ask(project: Project, stack: StackConfig, request: Request) -> RolloutState | None:
-    from rollout.asking import ask  # noqa: PLC0415
     from rollout.author import acting_user  # noqa: PLC0415
     from rollout.clock import SystemClock  # noqa: PLC0415
+    from rollout.driving.asking import ask  # noqa: PLC0415
 
     with output.progress(f"asking the driver of {stack.address} to {request}", quiet=False):
         return ask(project, stack, request, acting_user(project.root), SystemClock(), _ASKING_SECONDS)

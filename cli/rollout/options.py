@@ -41,7 +41,7 @@ MaxBakeOption = Annotated[
 
 def target(endpoint: StackConfig, to: list[str]) -> dict[str, int]:
     """The weights that `--to` asks for. Raises TargetError where that isn't clear."""
-    from rollout.target import target_weights  # noqa: PLC0415
+    from rollout.planning.target import target_weights  # noqa: PLC0415
 
     wanted = [_version_and_share(text) for text in to]
     if len(dict(wanted)) != len(wanted):

@@ -19,7 +19,7 @@ from cli.rollout.options import (
 )
 
 if TYPE_CHECKING:
-    from rollout.planning import Plan
+    from rollout.planning.plan import Plan
 
 
 def plan(
@@ -36,7 +36,7 @@ def plan(
 
     Exit status 1: it doesn't fit what the environment has.
     """
-    from rollout.planning import make_plan  # noqa: PLC0415
+    from rollout.planning.plan import make_plan  # noqa: PLC0415
 
     stack = context.stack(endpoint, "endpoint")
     settings = overridden(stack, strategy=strategy, steps=steps, bake=bake, max_bake=max_bake)

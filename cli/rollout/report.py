@@ -11,7 +11,7 @@ from cli.context import EndpointArgument, JsonOption
 
 if TYPE_CHECKING:
     from rollout.project import StackConfig
-    from rollout.records import Record
+    from rollout.records.record import Record
 
 
 def report(
@@ -22,7 +22,7 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """List an endpoint's rollouts, or say where the page of one is; with --json, print its record."""
-    from rollout.records import read_summary, records_of  # noqa: PLC0415
+    from rollout.records.record import read_summary, records_of  # noqa: PLC0415
 
     stack = context.stack(endpoint, "endpoint")
     found = records_of(context.project(), stack)
@@ -64,8 +64,8 @@ def _chosen(endpoint: str, records: list[Record], rollout_id: str) -> Record:
 def _draw_so_far(stack: StackConfig, record: Record) -> None:
     """Draws the page of a rollout under way. Raises BadParameter where nothing here knows its state any more."""
     from rollout.clock import SystemClock  # noqa: PLC0415
-    from rollout.records import Record  # noqa: PLC0415
-    from rollout.state import read_state  # noqa: PLC0415
+    from rollout.driving.state import read_state  # noqa: PLC0415
+    from rollout.records.record import Record  # noqa: PLC0415
 
     state = read_state(stack)
     if state is None or state.id != record.id:

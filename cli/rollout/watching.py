@@ -13,13 +13,13 @@ from cli.context import EndpointArgument, JsonOption
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from rollout.progress import Progress
+    from rollout.driving.progress import Progress
 
 
 def status(endpoint: EndpointArgument, as_json: JsonOption = False) -> None:
     """Show where an endpoint's rollout is: its step, its weights, and what its gates said last."""
     from rollout.clock import SystemClock  # noqa: PLC0415
-    from rollout.progress import progress_of  # noqa: PLC0415
+    from rollout.driving.progress import progress_of  # noqa: PLC0415
 
     project, stack = context.project(), context.stack(endpoint, "endpoint")
     found = progress_of(project, context.releases(), stack, SystemClock())
@@ -44,7 +44,7 @@ def watch(
     Off a terminal, and with --json, a line for each change. Exit status as of `lepton rollout start`.
     """
     from rollout.clock import SystemClock  # noqa: PLC0415
-    from rollout.progress import outcome_of, progress_of  # noqa: PLC0415
+    from rollout.driving.progress import outcome_of, progress_of  # noqa: PLC0415
 
     project, releases = context.project(), context.releases()
     stack, clock = context.stack(endpoint, "endpoint"), SystemClock()

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from infra.contracts import PlatformExports, Shifter, shifter_of
+from rollout.driving.warming import Warmed, warm_up
 from rollout.project import Project
 from rollout.release import Releases
-from rollout.warming import Warmed, warm_up
 from tests.engine.sandbox import TEAM, Outcome, Sandbox
 
 MODEL = "fenced"

@@ -16,9 +16,9 @@ import yaml
 
 from infra.contracts import Observer
 from model_packaging.catalogue.catalogue import Catalogue
+from rollout.driving.state import RolloutState
 from rollout.project import ROLLOUT_KEY, Project, write_config
 from rollout.release import Releases
-from rollout.state import RolloutState
 from tests.engine.load import Load, infer_url
 from tests.engine.sandbox import TEAM, Sandbox
 

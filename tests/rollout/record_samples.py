@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from infra.settings.rollout import RolloutSettings
-from rollout.analysis import Judge
-from rollout.records import Record
-from rollout.samples import Counts, Look
-from rollout.state import RolloutState
+from rollout.analysis.judge import Judge
+from rollout.analysis.samples import Counts, Look
+from rollout.driving.state import RolloutState
+from rollout.records.record import Record
 from rollout.strategies import Step
 
 START = datetime(2026, 11, 21, 15, 42, 20, tzinfo=UTC)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from infra.settings.rollout import Gate, RolloutSettings, ScoreWeights
 from infra.single_node.machine.stats import BUCKETS_MS
-from rollout.analysis import Judge, Verdict, question_alpha, samples_needed
-from rollout.samples import Counts, Look
+from rollout.analysis.judge import Judge, Verdict, question_alpha, samples_needed
+from rollout.analysis.samples import Counts, Look
 
 OLD, NEW = "1.0.0", "2.0.0"
 ERRORS, LATENCY = Gate(metric="error_ratio"), Gate(metric="latency_p95", tolerance=1.5)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from rollout.driver import NoRolloutError, RolloutActiveError, SupersededError
+from rollout.driving.driver import NoRolloutError, RolloutActiveError, SupersededError
+from rollout.driving.state import RequestError, RolloutState, read_state
 from rollout.project import ROLLOUT_KEY, write_config
-from rollout.state import RequestError, RolloutState, read_state
 from tests.rollout.world import ENDPOINT, NEW, OLD, Killed, World
 
 START = {OLD: 100}

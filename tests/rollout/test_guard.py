@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.settings.rollout import GuardSettings
-from rollout.guard import Event, Guard, GuardedEndpoints, GuardedError, Memories, guarding
-from rollout.guarding import (
+from rollout.analysis.samples import Counts
+from rollout.guarding.guard import Event, Guard, GuardedEndpoints, GuardedError, Memories, guarding
+from rollout.guarding.lookout import Sight
+from rollout.guarding.rules import (
     BACKOFF_SECONDS,
     BLIND_SECONDS,
     HOUR_SECONDS,
@@ -29,10 +31,8 @@ from rollout.guarding import (
     drop,
     way_back,
 )
-from rollout.lookout import Sight
 from rollout.project import Project, StackConfig
 from rollout.revisions import Revision
-from rollout.samples import Counts
 
 GOOD = Counts(requests=40, errors=0)
 BAD = Counts(requests=40, errors=20)

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from infra.settings.rollout import Hook, Notification
-from rollout.hooks import HookError, run_hooks, tell
+from rollout.driving.hooks import HookError, run_hooks, tell
 from tests.deadline import until
 
 _FACTS = {"endpoint": "radiology/dev.tumour", "step": 2, "weights": {"1.0.0": 90, "1.1.0": 10}, "reason": "é\0 <!here>"}

@@ -15,16 +15,16 @@ from infra.contracts import Amount, Room
 from infra.settings import EndpointSettings, PlatformSettings, VersionSettings
 from infra.settings.rollout import Gate, RolloutSettings
 from infra.settings.version import Resources
-from rollout import cautions
-from rollout.analysis import samples_needed
-from rollout.gate_needs import gate_needs
-from rollout.peak import peak
-from rollout.planning import UPDATE_SECONDS, expected_duration
+from rollout.analysis.judge import samples_needed
+from rollout.analysis.samples import WINDOW_SECONDS
+from rollout.planning import cautions
+from rollout.planning.gate_needs import gate_needs
+from rollout.planning.peak import peak
+from rollout.planning.plan import UPDATE_SECONDS, expected_duration
+from rollout.planning.target import TargetError, target_weights
 from rollout.project import Project
-from rollout.samples import WINDOW_SECONDS
 from rollout.strategies import plan_steps
 from rollout.strategies.move import Move
-from rollout.target import TargetError, target_weights
 
 GIB = 2**30
 

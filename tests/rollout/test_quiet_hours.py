@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.settings.rollout import QuietHours
-from rollout.quiet_hours import AlwaysQuietError, quiet_until
+from rollout.driving.quiet_hours import AlwaysQuietError, quiet_until
 
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _ZONES = ("UTC", "Europe/Zurich", "America/New_York", "Asia/Kathmandu", "Africa/Cairo", "Australia/Lord_Howe")

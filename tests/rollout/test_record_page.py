@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.settings.rollout import RolloutSettings
-from rollout.analysis import question_alpha
-from rollout.record_plots import duration, thin, ticks, time_ticks
-from rollout.record_series import error_band, quantile, quantile_band, sum_of
-from rollout.samples import Counts, Look
+from rollout.analysis.judge import question_alpha
+from rollout.analysis.samples import Counts, Look
+from rollout.records.plots import duration, thin, ticks, time_ticks
+from rollout.records.series import error_band, quantile, quantile_band, sum_of
 from tests.rollout import browser
 from tests.rollout.browser import Browser
 from tests.rollout.record_samples import (

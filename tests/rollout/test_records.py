@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.settings.rollout import RolloutSettings
-from rollout import records
-from rollout.analysis import Judge, Verdict
-from rollout.records import Record, read_summary
-from rollout.samples import Counts, Look
+from rollout.analysis.judge import Judge, Verdict
+from rollout.analysis.samples import Counts, Look
+from rollout.records import record as records
+from rollout.records.record import Record, read_summary
 from tests.deadline import until
 from tests.processes import FORK
 from tests.rollout.record_samples import BASELINE, CANDIDATE, START, Simulation, canary, state, succeeded, taken_back

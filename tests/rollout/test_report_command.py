@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from cli.errors import ErrorsAsText
 from cli.rollout.report import report
 from rollout.project import ROLLOUT_KEY, Project, write_config
-from rollout.records import folder_of
+from rollout.records.record import folder_of
 from tests.rollout.record_samples import Behaviour, Simulation, canary, state, taken_back
 
 _ENDPOINT = "radiology/dev.tumour"

@@ -22,8 +22,8 @@ from infra.contracts import ObservationError, Room, Traffic
 from infra.settings.rollout import Gate
 from infra.single_node.machine import metrics
 from infra.single_node.machine.node import NodeError
+from rollout.analysis.samples import WINDOW_SECONDS, Counts, Look, Sampler
 from rollout.clock import SystemClock
-from rollout.samples import WINDOW_SECONDS, Counts, Look, Sampler
 
 V1, V2 = "1.0.0", "2.0.0-rc.1"
 

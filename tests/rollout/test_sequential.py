@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from rollout.processes import Starts, stake
-from rollout.sequential import (
+from rollout.analysis.processes import Starts, stake
+from rollout.analysis.sequential import (
     ALTERNATIVES,
     MOST_SAMPLES,
     MeanTest,

@@ -11,8 +11,8 @@ import yaml
 
 from infra.settings import SettingsError
 from infra.settings.rollout import RolloutSettings
+from rollout.driving.state import ENDED, Follows, GateOutcome, Phase, RequestError, RolloutState, read_state
 from rollout.project import ROLLOUT_KEY, write_config
-from rollout.state import ENDED, Follows, GateOutcome, Phase, RequestError, RolloutState, read_state
 from rollout.strategies import Step
 from tests.rollout.world import NEW, OLD, World
 

@@ -20,19 +20,19 @@ import yaml
 from infra.contracts import ObservationError
 from infra.settings.fence import Fence
 from infra.settings.rollout import Hook, Notification, RolloutSettings
-from rollout.analysis import Verdict
+from rollout.analysis.judge import Verdict
+from rollout.analysis.samples import Counts, Look
 from rollout.capacity import CapacityError
-from rollout.driver import Driver
-from rollout.hooks import HookError
-from rollout.means import Means
+from rollout.driving.driver import Driver
+from rollout.driving.hooks import HookError
+from rollout.driving.means import Means
+from rollout.driving.state import RolloutState
+from rollout.driving.warming import NotWarmError
 from rollout.project import ROLLOUT_KEY, Project, StackConfig, write_config
 from rollout.pulumi_stack import StackError
-from rollout.records import Record
+from rollout.records.record import Record
 from rollout.release import NotVerifiedError, Releases
-from rollout.samples import Counts, Look
-from rollout.state import RolloutState
 from rollout.strategies import Step
-from rollout.warming import NotWarmError
 
 TEAM, MODEL = "diagnostics", "scan"
 ENDPOINT = f"{TEAM}/dev.{MODEL}"

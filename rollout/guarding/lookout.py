@@ -14,9 +14,9 @@ from typing import Any, Protocol, cast
 from infra.contracts import ObservationError, Observer, PlatformExports, observer_of
 from infra.errors import UserError
 from infra.files import salvage_json, write_json
+from rollout.analysis.samples import Counts, Sampler
 from rollout.clock import Clock
 from rollout.project import Project, StackConfig
-from rollout.samples import Counts, Sampler
 
 _RETRY_SECONDS = 5.0
 """Until the platform is asked for anew, at first; twice as long each further time."""

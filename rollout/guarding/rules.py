@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from infra.errors import UserError
 from infra.settings.rollout import GuardSettings
+from rollout.analysis.samples import Counts
 from rollout.revisions import Revision
-from rollout.samples import Counts
 
 LOOK_SECONDS = 2.0
 """Between two looks: metrics are read no more often than that."""

@@ -9,26 +9,26 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from infra.settings.rollout import Hook, Notification
-from rollout.analysis import Judge, Verdict
+from rollout.analysis.judge import Judge, Verdict
+from rollout.analysis.samples import Look, Sampler
 from rollout.capacity import Capacity, Refusal
 from rollout.clock import Clock, SystemClock
-from rollout.hooks import run_hooks, tell
+from rollout.driving.hooks import run_hooks, tell
+from rollout.driving.state import RolloutState
+from rollout.driving.warming import warm_up
 from rollout.project import Project, StackConfig
-from rollout.records import Record
+from rollout.records.record import Record
 from rollout.release import Releases
-from rollout.samples import Look, Sampler
-from rollout.state import RolloutState
-from rollout.warming import warm_up
 
 
 class Sampling(Protocol):
-    """`rollout.samples.Sampler`."""
+    """`rollout.analysis.samples.Sampler`."""
 
     def look(self, versions: Sequence[str]) -> Look: ...
 
 
 class Judging(Protocol):
-    """`rollout.analysis.Judge`."""
+    """`rollout.analysis.judge.Judge`."""
 
     def begin_step(self, index: int) -> None: ...
     def see(self, look: Look) -> None: ...
@@ -45,7 +45,7 @@ class Provisioning(Protocol):
 
 
 class Recording(Protocol):
-    """`rollout.records.Record`. Nothing of it raises: a rollout is worth more than its record."""
+    """`rollout.records.record.Record`. Nothing of it raises: a rollout is worth more than its record."""
 
     def event(self, kind: str, at: datetime, **facts: Any) -> None: ...
     def look(self, step: int, look: Look, verdicts: Sequence[Verdict] = ()) -> None: ...

@@ -8,14 +8,14 @@ from datetime import datetime
 from typing import Any
 
 from infra.contracts import ObservationError
-from rollout.analysis import Verdict
-from rollout.asking import is_driven
+from rollout.analysis.judge import Verdict
+from rollout.analysis.samples import Counts
 from rollout.clock import Clock
+from rollout.driving.asking import is_driven
+from rollout.driving.state import RolloutState, find_state, read_state
 from rollout.project import Project, StackConfig
-from rollout.records import Record, Seen, read_summary
+from rollout.records.record import Record, Seen, read_summary
 from rollout.release import Releases
-from rollout.samples import Counts
-from rollout.state import RolloutState, find_state, read_state
 
 _WINDOW_SECONDS = 10.0
 """Over which rates are shown: a look a second is too few requests."""

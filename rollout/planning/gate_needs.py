@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from infra.settings.rollout import Gate, RolloutSettings
-from rollout.analysis import samples_needed
-from rollout.samples import WINDOW_SECONDS
+from rollout.analysis.judge import samples_needed
+from rollout.analysis.samples import WINDOW_SECONDS
 from rollout.strategies import Step
 
 

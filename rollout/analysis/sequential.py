@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from statistics import NormalDist
 
-from rollout.processes import Ratios, Starts, log_sum, stake
+from rollout.analysis.processes import Ratios, Starts, log_sum, stake
 
 ALTERNATIVES: tuple[tuple[float, float], ...] = (
     (1.15, 0.03),

@@ -1,7 +1,7 @@
 """The guard: looks after the endpoints of an environment between rollouts, and acts by each endpoint's own rules.
 
-One process for all of them. The rules and limits are `guarding.py`, what it sees is `lookout.py`, and each action is a
-process of its own (`guard_action.py`), so that the others are watched meanwhile.
+One process for all of them. The rules and limits are `rules.py`, what it sees is `lookout.py`, and each action is a
+process of its own (`action.py`), so that the others are watched meanwhile.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from infra.errors import UserError
 from infra.files import salvage_json, write_json
 from infra.settings.rollout import GuardSettings
 from rollout.clock import Clock
-from rollout.guarding import Action, Drop, Finding, Memory, VariantWatch, drop
-from rollout.lookout import Lookout, Question, Sight
+from rollout.guarding.lookout import Lookout, Question, Sight
+from rollout.guarding.rules import Action, Drop, Finding, Memory, VariantWatch, drop
 from rollout.project import Project, StackConfig
 
 _SAVE_SECONDS = 5.0

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from rollout.record_plots import Band, Point
-from rollout.samples import Counts
-from rollout.sequential import ratio_band, ratio_log
+from rollout.analysis.samples import Counts
+from rollout.analysis.sequential import ratio_band, ratio_log
+from rollout.records.plots import Band, Point
 
 if TYPE_CHECKING:
-    from rollout.records import Seen
+    from rollout.records.record import Seen
 
 _COLUMNS = 100
 """Short times that a rollout is divided into, at most."""

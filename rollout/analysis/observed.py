@@ -6,8 +6,8 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from rollout.samples import FRESH_SECONDS, Counts, Look
-from rollout.sequential import ratio_log
+from rollout.analysis.samples import FRESH_SECONDS, Counts, Look
+from rollout.analysis.sequential import ratio_log
 
 _SILENT_REQUESTS = 20
 """Expected of a version while none ended: then it hangs, or its metrics do. By chance, one time in 5e8."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from infra.settings.rollout import Gate, RolloutSettings, ScoreWeights
-from rollout.observed import Observed, Totals
-from rollout.samples import WINDOW_SECONDS, Counts, Look
-from rollout.sequential import (
+from rollout.analysis.observed import Observed, Totals
+from rollout.analysis.samples import WINDOW_SECONDS, Counts, Look
+from rollout.analysis.sequential import (
     MeanTest,
     RateTest,
     RatioTest,
@@ -24,7 +24,7 @@ from rollout.sequential import (
     ratio_band,
     times_odds,
 )
-from rollout.verdict import Verdict, Word
+from rollout.analysis.verdict import Verdict, Word
 
 QUANTILES = {"latency_p50": 0.5, "latency_p95": 0.95, "latency_p99": 0.99}
 

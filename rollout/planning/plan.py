@@ -11,13 +11,13 @@ from infra.contracts import ObservationError, Observer, Room
 from infra.settings import PlatformSettings, VersionSettings
 from infra.settings.rollout import RolloutSettings, StrategyName
 from infra.settings.version import Resources
-from rollout import cautions
-from rollout.cautions import LONGEST_WINDOW
 from rollout.clock import Clock, SystemClock
-from rollout.gate_needs import GateNeed, gate_needs
-from rollout.peak import Peak, peak
+from rollout.driving.quiet_hours import quiet_until
+from rollout.planning import cautions
+from rollout.planning.cautions import LONGEST_WINDOW
+from rollout.planning.gate_needs import GateNeed, gate_needs
+from rollout.planning.peak import Peak, peak
 from rollout.project import Project, StackConfig
-from rollout.quiet_hours import quiet_until
 from rollout.release import Releases
 from rollout.strategies import Step, StrategyError, plan_steps
 from rollout.strategies.move import Move

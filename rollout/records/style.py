@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rollout.record_plots import COLOURS
+from rollout.records.plots import COLOURS
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --text: #1b1f24; --soft: #59636e; --line: #d8dee4; --box: #f6f8fa;

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from infra.errors import UserError
 from rollout.clock import Clock
-from rollout.driver import NoRolloutError
+from rollout.driving.driver import NoRolloutError
+from rollout.driving.state import Request, RequestError, RolloutState, find_state, read_state
 from rollout.project import ROLLOUT_KEY, BusyError, Project, StackConfig, write_config
 from rollout.release import Releases
-from rollout.state import Request, RequestError, RolloutState, find_state, read_state
 
 _POLL_SECONDS = 0.2
 _BEGIN_SECONDS = 60.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rollout.state import RolloutState
+from rollout.driving.state import RolloutState
 from rollout.strategies import Step
 
 Document = dict[str, Any]

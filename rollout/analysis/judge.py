@@ -1,7 +1,7 @@
 """Judges what was seen of versions by a rollout's gates. Pure.
 
 Each gate asks one or two questions of a candidate: is it worse than the baseline in the same seconds, and is it worse
-than a limit? Each question is an e-process of `rollout.sequential`. docs/decisions/gates.md says why, and how well.
+than a limit? Each question is an e-process of `sequential.py`. docs/decisions/gates.md says why, and how well.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from infra.settings.rollout import Gate, RolloutSettings
-from rollout.gates import (
+from rollout.analysis.gates import (
     BAND_SHARE,
     FEWEST_WINDOWS,
     QUANTILES,
@@ -19,10 +19,10 @@ from rollout.gates import (
     throughput_needed,
     watch,
 )
-from rollout.observed import Observed
-from rollout.samples import Look
-from rollout.sequential import mean_windows
-from rollout.verdict import Verdict, Word
+from rollout.analysis.observed import Observed
+from rollout.analysis.samples import Look
+from rollout.analysis.sequential import mean_windows
+from rollout.analysis.verdict import Verdict, Word
 
 __all__ = ["Judge", "Verdict", "Word", "question_alpha", "samples_needed"]
 
@@ -134,7 +134,7 @@ def samples_needed(
 
     Args:
         gate: one of the settings'. Of `score` and `promql` the answer is a number of windows of at least
-            `rollout.samples.WINDOW_SECONDS`, for values that differ between windows by as much as the harm is.
+            `rollout.analysis.samples.WINDOW_SECONDS`, for values that differ between windows by as much as the harm is.
         baseline_value: the baseline's error ratio; of other metrics it does not matter.
         share: the candidate's part of its own and the baseline's requests, above 0 and at most 1. At 1 it is compared
             with what the baseline did before.

@@ -8,7 +8,7 @@ from datetime import datetime
 from infra.monitoring.catalogue import WINDOWS
 from infra.settings import PlatformSettings, VersionSettings
 from infra.settings.rollout import RolloutSettings
-from rollout.gate_needs import GateNeed
+from rollout.planning.gate_needs import GateNeed
 from rollout.project import StackConfig
 from rollout.strategies import Step
 from rollout.strategies.move import Move

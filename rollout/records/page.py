@@ -9,8 +9,8 @@ from html import escape
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
-from rollout.analysis import Verdict
-from rollout.record_plots import (
+from rollout.analysis.judge import Verdict
+from rollout.records.plots import (
     COLOURS,
     Curve,
     Mark,
@@ -23,7 +23,7 @@ from rollout.record_plots import (
     draw_words,
     duration,
 )
-from rollout.record_series import (
+from rollout.records.series import (
     Measure,
     Reach,
     Tally,
@@ -36,11 +36,11 @@ from rollout.record_series import (
     tally,
     times,
 )
-from rollout.record_style import STYLE
-from rollout.record_summary import phases
+from rollout.records.style import STYLE
+from rollout.records.summary import phases
 
 if TYPE_CHECKING:
-    from rollout.records import Event, Seen
+    from rollout.records.record import Event, Seen
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """Nothing of the page runs or loads anything, whatever somebody wrote into a reason."""

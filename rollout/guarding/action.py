@@ -16,11 +16,11 @@ from typing import IO, Any
 
 from infra.errors import UserError
 from rollout.capacity import Refusal
-from rollout.guarding import way_back
+from rollout.driving.state import Phase, read_state
+from rollout.guarding.rules import way_back
 from rollout.project import BusyError, Project, StackConfig
 from rollout.release import Notify, Releases
 from rollout.rollback import Rollbacks, Target
-from rollout.state import Phase, read_state
 
 AUTHOR = "guard"
 """Who the history has an action by."""
@@ -72,7 +72,7 @@ class ActionProcess:
         self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 - closed by `answer`
         self._process = subprocess.Popen(
             [sys.executable, "-m", "cli.guard_action", str(root), json.dumps(dict(order))],
-            cwd=Path(__file__).parents[1],
+            cwd=Path(__file__).parents[2],
             env=os.environ | {"LEPTON_USER": AUTHOR},
             stdin=subprocess.DEVNULL,
             stdout=self._out,

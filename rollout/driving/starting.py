@@ -11,15 +11,15 @@ from fractions import Fraction
 from infra.errors import UserError
 from infra.settings import PlatformSettings
 from infra.settings.rollout import RolloutSettings
-from rollout.asking import is_driven
-from rollout.driver import RolloutActiveError, active
-from rollout.planning import Plan
+from rollout.driving.asking import is_driven
+from rollout.driving.driver import RolloutActiveError, active
+from rollout.driving.state import RolloutState, find_state
+from rollout.driving.traffic import shadow_in, shares, words
+from rollout.planning.plan import Plan
 from rollout.project import Project, StackConfig
 from rollout.release import NotDeployedError, Releases
-from rollout.state import RolloutState, find_state
 from rollout.strategies import Step
 from rollout.strategies.move import Move
-from rollout.traffic import shadow_in, shares, words
 
 
 class NotStartedError(UserError):

@@ -1,7 +1,7 @@
 """Drives a rollout: each step is prepared, its weights set and read back, and baked until its gates have decided.
 
-All that it knows is in the endpoint's stack (`rollout/state.py`) and in the rollout's record, and every phase can be
-run again: after a kill -9 at any point, another driver goes on where this one was. See docs/decisions/driver.md.
+All that it knows is in the endpoint's stack (`state.py`) and in the rollout's record, and every phase can be run again:
+after a kill -9 at any point, another driver goes on where this one was. See docs/decisions/driver.md.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from infra.contracts import ObservationError
 from infra.errors import UserError
 from infra.settings import PlatformSettings, SettingsError
 from infra.settings.rollout import RolloutSettings
-from rollout.analysis import Verdict
+from rollout.analysis.judge import Verdict
+from rollout.analysis.samples import Look
 from rollout.capacity import CapacityError
-from rollout.means import Judging, Means, Recording, Sampling
+from rollout.driving.means import Judging, Means, Recording, Sampling
+from rollout.driving.quiet_hours import quiet_until
+from rollout.driving.state import Follows, GateOutcome, Phase, RolloutState, find_state, read_state
+from rollout.driving.traffic import final, restored, shadow_in, shares, with_step, with_variants, words
 from rollout.project import ROLLOUT_KEY, BusyError, StackConfig, UnknownStackError, write_config
 from rollout.pulumi_stack import StackError
-from rollout.quiet_hours import quiet_until
-from rollout.samples import Look
-from rollout.state import Follows, GateOutcome, Phase, RolloutState, find_state, read_state
 from rollout.strategies import Step, adapt, moving, winner_step
-from rollout.traffic import final, restored, shadow_in, shares, with_step, with_variants, words
 
 T = TypeVar("T")
 

@@ -31,14 +31,14 @@ from typing import Any
 from pydantic import BaseModel
 
 from infra.files import salvage_json, write_atomically, write_json
-from rollout.analysis import Verdict
-from rollout.hooks import public_url
+from rollout.analysis.judge import Verdict
+from rollout.analysis.samples import WINDOW_SECONDS, Counts, Look
+from rollout.driving.hooks import public_url
+from rollout.driving.state import RolloutState
 from rollout.project import Project, StackConfig
-from rollout.record_series import sum_of
-from rollout.record_summary import phases, summarise
+from rollout.records.series import sum_of
+from rollout.records.summary import phases, summarise
 from rollout.release import Notify
-from rollout.samples import WINDOW_SECONDS, Counts, Look
-from rollout.state import RolloutState
 
 SCHEMA = 1
 """Of every line and of `record.json`; a reader of another one leaves it alone."""
@@ -155,7 +155,7 @@ class Record:
         return {"id": self.id, **{name: found.get(name) for name in _OUTLINE}}
 
     def _write(self, state: RolloutState, at: datetime, *, page_only: bool = False) -> None:
-        from rollout.record_page import render  # noqa: PLC0415 - of no use to a rollout that runs
+        from rollout.records.page import render  # noqa: PLC0415 - of no use to a rollout that runs
 
         events, seen = self.events(), list(self.seen())
         endpoint = self.folder.parent.name.replace(".", "/", 1)

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, get_args
 
-from rollout.analysis import question_alpha
-from rollout.samples import Counts
-from rollout.state import Phase, RolloutState
+from rollout.analysis.judge import question_alpha
+from rollout.analysis.samples import Counts
+from rollout.driving.state import Phase, RolloutState
 
 if TYPE_CHECKING:
-    from rollout.records import Event, Seen
+    from rollout.records.record import Event, Seen
 
 PHASES: frozenset[str] = frozenset(get_args(Phase))
 

@@ -1,0 +1,1 @@
+"""Looks after endpoints between rollouts."""

@@ -1,0 +1,1 @@
+"""What a rollout would be: its target, its steps, what they take and for how long, and what gates will ask for."""

@@ -1,0 +1,1 @@
+"""What a rollout leaves: its looks and events, a summary in JSON, and a page that shows them."""
