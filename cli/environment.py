@@ -11,14 +11,13 @@ from typing import Any
 from cli import output
 from cli.journal import note
 from infra.errors import UserError
-from model_packaging.artifact import Artifact
-from model_packaging.stores import open_store
 from rollout.fleet import Done
 from rollout.fleet import bring_down as destroy
 from rollout.fleet import bring_up as update
 from rollout.project import Project, StackConfig
 from rollout.release import Releases
-from rollout.split import measure_split, request_path
+from rollout.sample_requests import sample_requests
+from rollout.split import measure_split
 
 
 class NotAnsweringError(UserError):
@@ -73,18 +72,13 @@ def _check(releases: Releases, project: Project, stack: StackConfig, requests: i
     """Verifies an endpoint's weights on the data plane, and measures its split with real requests."""
     releases.verify(stack)
     settings = stack.endpoint
-    url = releases.pulumi(stack).outputs()["url"]
-    baseline = project.version_of(stack, settings.baseline_version).version
-    store = open_store(releases.platform(settings.environment)["artifact_store"])
-    artifact = Artifact.find(store, settings.model, settings.baseline_version)
-    package = artifact.description.package
-    path = request_path(package.serving(baseline.server).protocol, settings.model)
-    sample = dict(package.samples[0])
-    split = measure_split(url + path, sample, requests) if requests else None
+    asked = sample_requests(releases, project, stack, settings.baseline_version)
+    sample = asked.samples[0]
+    split = measure_split(asked.url, sample, requests) if requests else None
     return {
         "endpoint": stack.address,
-        "url": url,
-        "request": {"path": path, "body": sample},
+        "url": asked.endpoint_url,
+        "request": {"path": asked.path, "body": sample},
         "weights": settings.weights,
         "split": split.summary() if split else None,
     }

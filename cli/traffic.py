@@ -1,4 +1,4 @@
-"""`lepton traffic`: an endpoint's weights, shown and set."""
+"""`lepton traffic`: an endpoint's weights, shown and set; and requests to try them with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import typer
 from cli import context, output
 from cli.context import EndpointArgument, JsonOption
 
-app = typer.Typer(no_args_is_help=True, help="An endpoint's weights.")
+_CONNECTIONS = 32
+
+app = typer.Typer(no_args_is_help=True, help="An endpoint's weights, and requests to try them with.")
 
 
 @app.command()
@@ -53,6 +55,38 @@ def set_(
         f"{endpoint}: {output.weights(now)}, as the data plane says ({changes}, {changes.seconds:.1f} s)",
         as_json=as_json,
     )
+
+
+@app.command()
+def send(
+    endpoint: EndpointArgument,
+    rate: Annotated[float, typer.Option(min=0.1, max=10_000, help="Requests a second.")] = 50,
+    lasting: Annotated[str, typer.Option("--for", metavar="DURATION", help="How long, as 90s or 5m.")] = "60s",
+    as_json: JsonOption = False,
+) -> None:
+    """Send a sample of the baseline's package to an endpoint at a constant rate, and count who answered.
+
+    To try a rollout with: its gates need requests. Ctrl-C ends it early.
+    """
+    from infra.settings import parse_value  # noqa: PLC0415
+    from infra.settings.values import Seconds  # noqa: PLC0415
+    from rollout.sample_requests import sample_requests  # noqa: PLC0415
+    from rollout.split import measure_split  # noqa: PLC0415
+
+    seconds: float = parse_value(Seconds, lasting, "--for")
+    stack = context.stack(endpoint, "endpoint")
+    baseline = stack.endpoint.baseline_version
+    asked = sample_requests(context.releases(), context.project(), stack, baseline)
+    split = measure_split(asked.url, asked.samples[0], max(1, round(rate * seconds)), _CONNECTIONS, rate)
+    answered = ", ".join(f"{version} {count}" for version, count in split.versions.items()) or "none"
+    failed = "".join(f"; {count} failed with {what}" for what, count in split.failures.items())
+    output.result(
+        {"endpoint": endpoint} | split.summary(),
+        f"{endpoint}: {split.requests} requests in {split.seconds:.0f} s, answered by {answered}{failed}",
+        as_json=as_json,
+    )
+    if split.failures:
+        raise typer.Exit(1)
 
 
 def _parse(text: str) -> tuple[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -14,7 +15,6 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from infra.names import VERSION_HEADER
-from infra.settings.version import Protocol
 
 _TIMEOUT_SECONDS = 30
 
@@ -41,24 +41,33 @@ class Split:
         }
 
 
-def request_path(protocol: Protocol, model: str) -> str:
-    """Where a sample request goes, below the endpoint's URL."""
-    return f"/v2/models/{model}/infer" if protocol == "oip-v2" else "/v1/chat/completions"
+def measure_split(
+    url: str, sample: Mapping[str, Any], requests: int = 500, connections: int = 8, rate: float | None = None
+) -> Split:
+    """Posts `sample` to `url` as often as asked for, over some connections at a time.
 
-
-def measure_split(url: str, sample: dict[str, Any], requests: int = 500, connections: int = 8) -> Split:
-    """Posts `sample` to `url` as often as asked for, over some connections at a time."""
+    `rate`: requests/s, all connections together; left out, each is sent as soon as another was answered. An interrupt
+    ends it with what was answered until then.
+    """
     target = urlsplit(url)
-    body = json.dumps(sample).encode()
-
-    def ask(count: int) -> list[tuple[str | None, str | None]]:
-        with closing(http.client.HTTPConnection(target.netloc, timeout=_TIMEOUT_SECONDS)) as connection:
-            return [_told(connection, target.path, body) for _ in range(count)]
-
-    shares = [requests // connections + (number < requests % connections) for number in range(connections)]
+    body = json.dumps(dict(sample)).encode()
+    answers: list[tuple[str | None, str | None]] = []
+    stop = threading.Event()
     started = time.monotonic()
+
+    def ask(first: int) -> None:
+        with closing(http.client.HTTPConnection(target.netloc, timeout=_TIMEOUT_SECONDS)) as connection:
+            for turn in range(first, requests, connections):
+                due = started + turn / rate if rate else 0.0
+                if stop.wait(max(0.0, due - time.monotonic())):
+                    return
+                answers.append(_told(connection, target.path, body))
+
     with ThreadPoolExecutor(max_workers=connections) as pool:
-        answers = [answer for part in pool.map(ask, shares) for answer in part]
+        try:
+            list(pool.map(ask, range(connections)))
+        except KeyboardInterrupt:
+            stop.set()
     return Split(
         versions=dict(sorted(Counter(version for version, _ in answers if version).items())),
         failures=dict(Counter(failure for _, failure in answers if failure)),

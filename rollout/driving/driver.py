@@ -38,6 +38,8 @@ TICK_SECONDS = 1.0
 """Between two looks."""
 _UNWATCHED_SECONDS = 10.0
 """Of the time between two looks, no more counts as baked: nobody has seen what happened then."""
+_WORD_SECONDS = 30.0
+"""Between two words on why a step bakes on."""
 _BLIND_SECONDS = 30.0
 """How long the data plane's weights may be unreadable before the rollout is held."""
 _READY_SECONDS = 30.0
@@ -269,6 +271,7 @@ class Driver:
         if step.bake_seconds == 0:
             return self._passes(state, [])
         looked = self._clock.monotonic()
+        word_at = max(baked, step.bake_seconds)
         while True:
             self._tick(state, observe=False)
             look = self._look(state)
@@ -295,6 +298,9 @@ class Driver:
                 reason = f"step {state.step + 1} is inconclusive after {baked:.0f} s: {undecided}"
                 back = settings.on_inconclusive == "rollback"
                 return self._enter(judged_so, "taking back" if back else "held", reason)
+            if baked >= word_at:
+                self._means.say(f"step {state.step + 1}/{len(state.steps)}: bakes on after {baked:.0f} s: {undecided}")
+                word_at = baked + _WORD_SECONDS
 
     def _finish(self, state: RolloutState) -> RolloutState:
         """Ends a rollout that has passed. An update that fails now is tried again until it is done."""

@@ -12,12 +12,11 @@ from urllib.parse import urlsplit
 
 from infra.errors import UserError
 from infra.names import VERSION_HEADER
-from model_packaging.artifact import Artifact
-from model_packaging.stores import open_store
 from rollout.clock import Clock, SystemClock
 from rollout.project import Project, StackConfig
-from rollout.release import NotDeployedError, Releases
-from rollout.split import Answer, post, request_path
+from rollout.release import Releases
+from rollout.sample_requests import sample_requests
+from rollout.split import Answer, post
 
 _ROUTE_SECONDS = 5
 """How long the router may take to know the version."""
@@ -49,16 +48,13 @@ def warm_up(
             `ready_timeout`.
         NotDeployedError, UnknownStackError: where there is no such endpoint, or no such version.
     """
-    model, deployed = endpoint.endpoint.model, project.version_of(endpoint, version).version
+    deployed = project.version_of(endpoint, version).version
     if deployed.warm_up == 0:
         return Warmed(0, 0.0)
-    store = open_store(releases.platform(deployed.environment)["artifact_store"])
-    package = Artifact.find(store, model, version).description.package
-    outputs = releases.pulumi(endpoint).outputs()
-    if not outputs:
-        raise NotDeployedError(f"{endpoint.address} is not up, so that {version} can't be warmed up behind it")
-    url = outputs["url"] + request_path(package.serving(deployed.server).protocol, model)
-    return send_samples(url, version, package.samples, deployed.warm_up, deployed.ready_timeout, clock or SystemClock())
+    asked = sample_requests(releases, project, endpoint, version)
+    return send_samples(
+        asked.url, version, asked.samples, deployed.warm_up, deployed.ready_timeout, clock or SystemClock()
+    )
 
 
 def send_samples(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rollout.clock import Clock, SystemClock
-from rollout.warming import NotWarmError, Warmed, send_samples
+from rollout.driving.warming import NotWarmError, Warmed, send_samples
 from tests.single_node.running_node import RunningNode, infer_path
 
 SAMPLES: list[dict[str, Any]] = [{"id": str(number), "inputs": []} for number in range(2)]
