@@ -105,13 +105,14 @@ def show(result: Result, console: Console) -> None:
     console.print(f"settings: {', '.join(f'{key} {value}' for key, value in result.settings.items())}\n", style="dim")
 
 
-def write(result: Result, directory: Path = RESULTS) -> Path:
-    directory.mkdir(exist_ok=True)
+def write(result: Result, path: Path | None = None) -> Path:
+    """Writes it to `path`, or where the results of benchmarks are kept; returns where that is."""
+    path = path or RESULTS / f"{result.name}.json"
+    path.parent.mkdir(exist_ok=True)
     document = asdict(result) | {
         "goals": [asdict(goal) | {"met": goal.met} for goal in result.goals],
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"processors": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()},
     }
-    path = directory / f"{result.name}.json"
     path.write_text(json.dumps(document, indent=1) + "\n")
     return path

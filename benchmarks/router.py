@@ -105,7 +105,7 @@ def _targets(bench: Bench, home: Path, delay_ms: int) -> Iterator[list[Target]]:
                 continue
             targets.append(target)
             if target.splits:
-                answers = load.in_parallel(target.port, target.path, [None] * 500)
+                answers = load.in_parallel(target.url, [None] * 500)
                 check_weights(target, WEIGHTS, Counter(answer.version or "" for answer in answers))
         bench.result.settings |= {f"software_of_{target.name}": target.software for target in targets[1:]}
         bench.result.settings[f"backend_{delay_ms}_ms"] = behind.software

@@ -43,14 +43,14 @@ def run(directory: Path, rounds: int, seconds: float, progress: Progress) -> Res
                 weights = dict(zip(VERSIONS, shares, strict=False))
                 name = "/".join(map(str, shares))
                 everything.route(endpoint_settings(weights))
-                answers = load.in_parallel(target.port, target.path, [None] * REQUESTS)
+                answers = load.in_parallel(target.url, [None] * REQUESTS)
                 counts = Counter(answer.version or "" for answer in answers)
                 check_weights(target, weights, counts)
                 figures[name] = _judge(f"{name}, {REQUESTS:,} requests", weights, counts, rows, result)
                 progress.advance(task)
 
                 everything.route(endpoint_settings(weights, sticky={"header": CLIENT_HEADER}))
-                of_clients, unfaithful = _sticky(target.port, target.path)
+                of_clients, unfaithful = _sticky(target.url)
                 label = f"{name}, {CLIENTS:,} sticky clients"
                 figures[f"{name} sticky"] = _judge(label, weights, of_clients, rows, result) | {
                     "unfaithful_clients": unfaithful
@@ -63,12 +63,12 @@ def run(directory: Path, rounds: int, seconds: float, progress: Progress) -> Res
     return result
 
 
-def _sticky(port: int, path: str) -> tuple[Counter[str], int]:
+def _sticky(url: str) -> tuple[Counter[str], int]:
     """How many clients each version has, and how many clients have had more than one."""
     clients = [f"{random.getrandbits(64):016x}" for _ in range(CLIENTS)]
     order = clients * REQUESTS_A_CLIENT
     random.shuffle(order)
-    answers = load.in_parallel(port, path, [{CLIENT_HEADER: client} for client in order])
+    answers = load.in_parallel(url, [{CLIENT_HEADER: client} for client in order])
     versions: defaultdict[str, set[str]] = defaultdict(set)
     for client, answer in zip(order, answers, strict=True):
         versions[client].add(answer.version or "")

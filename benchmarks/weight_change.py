@@ -8,38 +8,26 @@ servers are the tests' stand-ins, so that the load leaves the processor to what 
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import shutil
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
 from rich.progress import Progress
 
 from benchmarks import load
-from benchmarks.processes import BenchmarkError, Cores, MissingToolError, find, free_ports, wait_until
+from benchmarks.open_loop import Answer, OpenLoop, Request
+from benchmarks.processes import BenchmarkError, Cores, MissingToolError, wait_until
 from benchmarks.results import Cell, Goal, Result, Spread, Table
-from benchmarks.targets import INFER, EnvoyTarget, backends, endpoint_settings
-from tests.plugins import oip_server
+from benchmarks.served import ENDPOINT, Served, pulumi_version, served_project
+from benchmarks.targets import EnvoyTarget, backends, endpoint_settings
 
-ROOT = Path(__file__).resolve().parents[1]
-ENDPOINT = "diagnostics/dev.tumour"
 VERSIONS = ["1.0.0", "1.1.0"]
 OLD, NEW = VERSIONS
 RATE = 200.0
 CHANGES = 100
 SECONDS_BETWEEN_CHANGES = 0.3
 GOAL_RATIO = 1.5
-COMMAND_SECONDS = 300.0
-"""At most, for any one command."""
 
 
 def run(directory: Path, rounds: int, seconds: float, progress: Progress) -> Result:
@@ -68,7 +56,7 @@ def _under_load(home: Path, result: Result, progress: Progress) -> None:
         everything = EnvoyTarget(behind, home)
         with (
             everything.started(endpoint_settings({OLD: 100, NEW: 0}), cores) as target,
-            load.OpenLoop(target.port, target.path, RATE) as traffic,
+            OpenLoop(_asked(target.url), RATE) as traffic,
         ):
             for index in progress.track(range(CHANGES), description="weight_change, router"):
                 weights = dict(zip(VERSIONS, steps[index % len(steps)], strict=True))
@@ -94,79 +82,33 @@ def _under_load(home: Path, result: Result, progress: Progress) -> None:
     result.rounds["router"] = [{"change": {"milliseconds": one}} for one in took]
 
 
-def _failures(answers: Sequence[load.Answer], during: str) -> list[str]:
+def _asked(url: str) -> Request:
+    return Request(url, body_names_version=True)
+
+
+def _failures(answers: Sequence[Answer], during: str) -> list[str]:
     """What failed; refuses a run that sent nothing, which would have nothing to fail."""
     if not answers:
         raise BenchmarkError(f"no request was sent during {during}")
-    return [answer.failure for answer in answers if answer.version is None]
+    return [answer.failure for answer in answers if answer.failure]
 
 
 # -- the command
 
 
-@dataclass(frozen=True)
-class _Commands:
-    """A project of its own, and an empty one beside it in the same kind of backend."""
-
-    home: Path
-    port: int
-
-    @property
-    def project(self) -> Path:
-        return self.home / "served"
-
-    @property
-    def empty(self) -> Path:
-        return self.home / "empty"
-
-    def lepton(self, *arguments: str) -> Any:
-        """Runs `lepton` as a user does, and returns what its `--json` says."""
-        return json.loads(self.run(["lepton", *arguments, "--json"], self.project, {}))
-
-    def pulumi_in_empty(self, *arguments: str) -> None:
-        backend = self.empty / "backend"
-        backend.mkdir(parents=True, exist_ok=True)
-        environment = {
-            "PULUMI_BACKEND_URL": f"file://{backend}",
-            "PULUMI_HOME": str(self.empty / "home"),
-            "PULUMI_CONFIG_PASSPHRASE": "",
-            "PULUMI_SKIP_UPDATE_CHECK": "true",
-        }
-        self.run(["pulumi", *arguments, "--non-interactive"], self.empty, environment)
-
-    def run(self, command: Sequence[str], folder: Path, environment: dict[str, str]) -> str:
-        path = os.pathsep.join([str(Path(sys.prefix) / "bin"), str(ROOT / ".tools/bin"), os.environ["PATH"]])
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith("PULUMI_")}
-        outcome = subprocess.run(
-            command,
-            cwd=folder,
-            env=inherited | {"PATH": path} | environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_SECONDS,
-            check=False,
-        )
-        if outcome.returncode != 0:
-            raise BenchmarkError(
-                f"{' '.join(command)}: exit status {outcome.returncode}\n{outcome.stdout}{outcome.stderr}"
-            )
-        return outcome.stdout
-
-
 def _by_command(home: Path, rounds: int, result: Result, progress: Progress) -> None:
     figures: list[dict[str, dict[str, float]]] = []
-    with _project(home, result) as commands:
-        path = f"/{ENDPOINT.partition('/')[0]}/tumour{INFER}"
-        with load.OpenLoop(commands.port, path, RATE) as traffic:
+    with served_project(home) as served:
+        result.settings["software_of_pulumi"] = pulumi_version(served)
+        with OpenLoop(_asked(served.url), RATE) as traffic:
             for index in progress.track(range(rounds), description="weight_change, command"):
                 old, new = (OLD, NEW) if index % 2 == 0 else (NEW, OLD)
                 # Which of the two goes first alternates, so that neither always meets what the other left behind.
                 order = ["lepton", "empty"] if index % 2 == 0 else ["empty", "lepton"]
                 taken = {
-                    which: _seconds_of_change(commands, traffic, old, new)
+                    which: _seconds_of_change(served, traffic, old, new)
                     if which == "lepton"
-                    else _seconds_of_empty(commands)
+                    else {"seconds": served.empty_up()}
                     for which in order
                 }
                 figures.append(
@@ -204,74 +146,15 @@ def _by_command(home: Path, rounds: int, result: Result, progress: Progress) -> 
     result.goals.append(Goal("failed requests while commands change weights", len(failed), 0, at_least=False))
 
 
-def _seconds_of_change(commands: _Commands, traffic: load.OpenLoop, old: str, new: str) -> dict[str, float]:
+def _seconds_of_change(served: Served, traffic: OpenLoop, old: str, new: str) -> dict[str, float]:
     began = time.monotonic()
-    commands.lepton("traffic", "set", ENDPOINT, f"{old}=0", f"{new}=100")
+    served.lepton("traffic", "set", ENDPOINT, f"{old}=0", f"{new}=100")
     seconds = time.monotonic() - began
 
-    def first() -> load.Answer | None:
-        return traffic.first_since(began, lambda answer: answer.version == new)
+    def first() -> Answer | None:
+        return traffic.first_since(began, lambda answer: answer.version == new and not answer.failure)
 
     wait_until(lambda: first() is not None, f"an answer by {new}")
     answer = first()
     assert answer is not None
     return {"seconds": seconds, "to_first_answer_seconds": answer.ended - began}
-
-
-def _seconds_of_empty(commands: _Commands) -> dict[str, float]:
-    began = time.monotonic()
-    commands.pulumi_in_empty("up", "--yes", "--skip-preview", "--stack", "bench")
-    return {"seconds": time.monotonic() - began}
-
-
-@contextlib.contextmanager
-def _project(home: Path, result: Result) -> Iterator[_Commands]:
-    """The example's stacks with their own state and ports, up; all traffic is on the old version."""
-    if not shutil.which("pulumi", path=os.pathsep.join([str(ROOT / ".tools/bin"), os.environ["PATH"]])):
-        raise MissingToolError("no `pulumi`; run `make tools`")
-    find("go", "golang")
-    port, monitoring_port = free_ports(2)
-    commands = _Commands(home, port)
-    stacks = commands.project / "stacks"
-    shutil.copytree(ROOT / "stacks", stacks, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "Pulumi.yaml", commands.project)
-    server = [str(oip_server.build()), "--host", "{host}", "--http-port", "{http_port}", "--model", "{model}"]
-    server += ["--version", "{version}", "--quiet"]
-    above = max(port, monitoring_port) + 1
-    _edit(
-        stacks / "platform/Pulumi.dev.yaml",
-        "lepton:platform",
-        node={"port": port, "ports": f"{above}-{above + 200}"},
-        monitoring={"port": monitoring_port},
-    )
-    for version in VERSIONS:
-        file = stacks / f"diagnostics/Pulumi.dev.tumour-{version}.yaml"
-        _edit(file, "lepton:version", server={"command": server})
-    variants = [{"version": OLD, "weight": 100}, {"version": NEW, "weight": 0}]
-    _edit(stacks / "diagnostics/Pulumi.dev.tumour.yaml", "lepton:endpoint", variants=variants)
-    state = commands.project / ".state"
-    commands.run(
-        [
-            *(sys.executable, str(ROOT / "examples/tumour/build.py")),
-            *("--store", str(state / "store"), "--work", str(state / "examples")),
-        ],
-        ROOT,
-        {},
-    )
-    commands.empty.mkdir()
-    (commands.empty / "Pulumi.yaml").write_text("name: empty\nruntime: python\n")
-    (commands.empty / "__main__.py").write_text("")
-    commands.pulumi_in_empty("stack", "init", "bench")
-    result.settings["software_of_pulumi"] = commands.run(["pulumi", "version"], commands.empty, {}).strip()
-    try:
-        commands.lepton("up", "dev", "--requests", "0")
-        _seconds_of_empty(commands)  # The first makes the stack; later ones find it as it is to be.
-        yield commands
-    finally:
-        commands.lepton("down", "dev")
-
-
-def _edit(file: Path, key: str, **changes: object) -> None:
-    document = yaml.safe_load(file.read_text())
-    document["config"][key] |= changes
-    file.write_text(yaml.safe_dump(document, sort_keys=False))

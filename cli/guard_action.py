@@ -15,6 +15,8 @@ from cli import output
 from cli.journal import note
 from cli.retirement import retirement
 from infra.errors import UserError
+from rollout.clock import SystemClock
+from rollout.driving.ending import recorded_end
 from rollout.guarding.action import ChangedError, DrivenError, carry_out
 from rollout.guarding.rules import NoWayBackError
 from rollout.project import BusyError, Project
@@ -36,7 +38,9 @@ def _platform(project: Project, order: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _act(project: Project, order: Mapping[str, Any]) -> dict[str, Any]:
-    text = carry_out(project, order, output.say, retirement)
+    endpoint = project.stack(order["endpoint"])
+    with recorded_end(project, endpoint, f"rollback by guard: {order['why']}", output.say, SystemClock()):
+        text = carry_out(project, order, output.say, retirement)
     note(project, [project.stack(order["endpoint"])])
     return {"result": "done", "text": text}
 

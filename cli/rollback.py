@@ -38,6 +38,9 @@ def rollback(
         raise typer.BadParameter("--drill moves nothing, so it goes with neither --now nor --keep")
     from cli.journal import note  # noqa: PLC0415
     from cli.retirement import retirement  # noqa: PLC0415
+    from rollout.author import acting_user  # noqa: PLC0415
+    from rollout.clock import SystemClock  # noqa: PLC0415
+    from rollout.driving.ending import recorded_end  # noqa: PLC0415
     from rollout.rollback import Rollbacks, Target  # noqa: PLC0415
 
     stack = context.stack(endpoint, "endpoint")
@@ -47,7 +50,9 @@ def rollback(
         if drill:
             report = rollbacks.drill(stack, target)
         else:
-            report = rollbacks.restore(stack, target, now=now, keep=keep)
+            why = f"rollback by {acting_user(context.project().root)}"
+            with recorded_end(context.project(), stack, why, notify, SystemClock()):
+                report = rollbacks.restore(stack, target, now=now, keep=keep)
             stack = context.stack(endpoint, "endpoint")
             changed = [context.project().version_of(stack, version) for version in report.brought_back]
             note(context.project(), [*changed, stack])

@@ -211,6 +211,10 @@ class ObservationError(UserError):
     """The data plane or the metrics can't be read."""
 
 
+class QueryError(ObservationError):
+    """The metrics are there, and the query is none that they can answer."""
+
+
 class UnknownModeError(UserError):
     """No package provides this mode."""
 

@@ -15,7 +15,7 @@ _TRAILER = "\n\nBy: "
 @cache
 def acting_user(folder: Path) -> str:
     """LEPTON_USER, or else Git's user.email as it is in `folder`, or else the login name."""
-    return os.environ.get("LEPTON_USER") or _git_email(folder) or _login()
+    return _on_one_line(os.environ.get("LEPTON_USER", "")) or _on_one_line(_git_email(folder)) or _on_one_line(_login())
 
 
 def signed(message: str, who: str) -> str:
@@ -34,7 +34,12 @@ def _git_email(folder: Path) -> str:
         asked = subprocess.run(["git", "config", "user.email"], cwd=folder, capture_output=True, text=True, check=False)
     except OSError:
         return ""
-    return asked.stdout.strip()
+    return asked.stdout
+
+
+def _on_one_line(name: str) -> str:
+    """A signature is one line, and what a terminal would not print has no place in a name."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in name).split())
 
 
 def _login() -> str:

@@ -35,6 +35,7 @@ _KEY = "lepton:version"
 _SCALED = "scale to "
 """How the message of an update begins that changed nothing of a version but its replicas."""
 _RESTORED = "bring back as it was, with "
+_OPAQUE = "its history holds secrets, which the backend keeps to itself"
 _POLL_SECONDS = 0.1
 
 Refusal = Callable[[str, str], str | None]
@@ -147,8 +148,11 @@ class Capacity:
             raise CapacityError("\n".join(problems))
         return taken
 
-    def reduce(self, endpoint: StackConfig, keeps: Mapping[str, int]) -> None:
-        """Scales versions down to so many replicas; one that has as few, or isn't up, is left alone.
+    def reduce(self, endpoint: StackConfig, keeps: Mapping[str, int]) -> list[str]:
+        """Scales versions down to so many replicas, and returns those that it did.
+
+        One that has as few, or isn't up, is left alone; so is one whose config holds secrets, as nobody can tell
+        whether its file has edits that were never deployed.
 
         Raises:
             CapacityError: when one that is to have none has weight or a shadow share on the data plane, or when its
@@ -164,12 +168,14 @@ class Capacity:
                 )
         with ThreadPoolExecutor(max_workers=max(len(keeps), 1)) as pool:
             found = list(pool.map(lambda keep: self._surplus(endpoint, *keep), keeps.items()))
-            running = [pool.submit(self._scale, stack, document) for stack, document in filter(None, found)]
+            surplus = list(filter(None, found))
+            running = [pool.submit(self._scale, stack, document) for stack, document in surplus]
         problems = [str(problem) for future in running if isinstance(problem := future.exception(), UserError)]
         if problems:
             raise CapacityError("\n".join(problems))
         for future in running:
             future.result()
+        return [stack.version.version for stack, _ in surplus]
 
     @contextmanager
     def rehearsed(self, standing: Standing) -> Iterator[PulumiStack]:
@@ -195,19 +201,29 @@ class Capacity:
             then = stack.with_document(wanted)
         except SettingsError as error:
             return Standing(version, stack, {}, need, "it is not as it was", f"what it was can't be any more: {error}")
-        replicas = max(need, then.version.replicas) if need and at else need
+        # What may come of the file alone is not known to be what it was: its replicas neither.
+        unknown = bool(at and now and not now.document and wanted is declared)
+        replicas = max(need, then.version.replicas) if need and at and not unknown else need
         present = now.document.get("replicas", 1) if now and up and now.document else None
         if present is None and now and up:  # its history holds secrets
             present = then.version.replicas
-        missing = _missing(now, up, present, then, replicas, ready)
+        missing = _missing(now, up, None if unknown else present, then, replicas, ready)
+        if not missing and need and now and not now.document and wanted is not declared:
+            missing = "it was changed since"
         if not missing and declared is None:
             missing = "its config file is gone"
         standing = Standing(version, stack, wanted, replicas, missing, up=up)
         if not missing:
             return standing
+        if unknown:
+            obstacle = (
+                f"{_OPAQUE}, so nobody can tell whether {stack.shown} has edits that were never deployed; look, and "
+                f"run `lepton deploy {stack.address}` first"
+            )
+            return replace(standing, obstacle=obstacle)
         replicas = max(need, then.version.replicas) if need else 0
         document = wanted | {"replicas": replicas}
-        same = now is not None and (not now.document or _same_but_replicas(_parsed(then, now), then.version))
+        same = now is not None and _same_but_replicas(_parsed(then, now), then.version)
         return replace(
             standing,
             stack=stack.with_document(document),
@@ -296,9 +312,16 @@ class Capacity:
         if declared is None:
             self._notify(f"{stack.address}: not scaled down, as its config file is gone")
             return None
-        if now and now.get("replicas", 1) <= keep:
+        if not now:
+            if stack.version.replicas > keep:
+                self._notify(
+                    f"{stack.address}: not scaled down: {_OPAQUE}, so nobody can tell whether {stack.shown} has edits "
+                    f"that were never deployed; set its replicas to {keep}, and run `lepton deploy {stack.address}`"
+                )
             return None
-        if now and not _same_but_replicas(_parsed(stack, found[-1]), stack.version):
+        if now.get("replicas", 1) <= keep:
+            return None
+        if not _same_but_replicas(_parsed(stack, found[-1]), stack.version):
             raise CapacityError(
                 f"{stack.address}: not scaled down, as {stack.shown} has edits that nobody has deployed; "
                 f"`lepton deploy {stack.address}` does, or take them back"
@@ -320,13 +343,12 @@ def _wanted(found: list[Revision], at: datetime | None, declared: dict[str, Any]
         return {}, "the backend has no history of it, and its config file is gone; bring the file back from Git"
     if then.document:
         return then.document, ""
-    opaque = "its history holds secrets, which the backend keeps to itself"
     if declared is None:
-        return {}, f"{opaque}, and its config file is gone; bring the file back from Git"
+        return {}, f"{_OPAQUE}, and its config file is gone; bring the file back from Git"
     since = [later for later in found if later.number > then.number and not later.message.startswith(_SCALED)]
     if since:
         return {}, (
-            f"it was deployed {len(since)} times since ({since[-1].started:%Y-%m-%d %H:%M:%S}), and {opaque}; bring "
+            f"it was deployed {len(since)} times since ({since[-1].started:%Y-%m-%d %H:%M:%S}), and {_OPAQUE}; bring "
             "its config file of then back from Git, and run `lepton deploy`"
         )
     return declared, ""

@@ -303,34 +303,21 @@ def write_config(stack: StackConfig, values: Mapping[str, Any]) -> None:
     """
     from ruamel.yaml import YAML  # noqa: PLC0415 - slow to import, and needed by changes alone
 
+    from rollout.config_edits import merge, remove  # noqa: PLC0415
+
     editor = YAML()
     editor.preserve_quotes = True
     editor.width = 4096
     editor.indent(mapping=2, sequence=4, offset=2)
     content = editor.load(stack.file.read_text())
     for key, value in values.items():
-        if value is None:
-            content["config"].pop(key, None)
-        else:
-            _merge(content["config"], key, value)
+        if value is not None:
+            merge(content["config"], key, value)
+        elif key in content["config"]:
+            remove(content["config"], key)
     text = StringIO()
     editor.dump(content, text)
     write_atomically(stack.file, text.getvalue())
-
-
-def _merge(parent: Any, key: Any, value: Any) -> None:
-    """Sets parent[key], keeping the nodes (and so the comments) of what stays."""
-    present = parent[key] if isinstance(parent, list) or key in parent else None
-    if isinstance(present, dict) and isinstance(value, dict):
-        for name in [name for name in present if name not in value]:
-            del present[name]
-        for name, item in value.items():
-            _merge(present, name, item)
-    elif isinstance(present, list) and isinstance(value, list) and len(present) == len(value):
-        for index, item in enumerate(value):
-            _merge(present, index, item)
-    elif present != value:
-        parent[key] = value
 
 
 # Much faster, where PyYAML has it.

@@ -44,6 +44,10 @@ class StackError(UserError):
     """Pulumi could not do it. The text says why, without Pulumi's own decoration."""
 
 
+class NoStackError(StackError):
+    """The backend has no such stack."""
+
+
 class StackLockedError(StackError):
     """Another update of the stack is running."""
 
@@ -94,7 +98,8 @@ class PulumiStack:
         """What `up` would do. Nothing is changed and nothing is locked.
 
         Raises:
-            StackError: with the reasons why `up` would fail; also where the backend has no such stack.
+            StackError: with the reasons why `up` would fail.
+            NoStackError: where the backend has no such stack; `up` would make it.
         """
         from pulumi.automation import errors  # noqa: PLC0415 - slow to import
 
@@ -110,6 +115,8 @@ class PulumiStack:
                 color="never",
                 config_file=str(self.config.file),
             )
+        except errors.StackNotFoundError:
+            raise NoStackError(f"{self.config.address}: the backend has no such stack") from None
         except errors.CommandError as error:
             raise StackError(_reasons(self.config.address, problems, str(error))) from None
         return Changes(counts, time.monotonic() - started)

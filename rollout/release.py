@@ -11,11 +11,12 @@ from typing import Any, cast
 from infra.contracts import ObservationError, Observer, PlatformExports, Traffic, observer_of, shifter_of
 from infra.errors import UserError
 from infra.settings import EndpointSettings, SettingsError
+from infra.settings.fence import CHANGED, Fence
 from rollout.author import acting_user
 from rollout.clock import Clock, SystemClock
-from rollout.driving.state import Phase
-from rollout.project import ROLLOUT_KEY, Project, StackConfig, write_config
-from rollout.pulumi_stack import Changes, PulumiStack
+from rollout.driving.state import ENDED, Phase, RequestError
+from rollout.project import ROLLOUT_KEY, BusyError, Project, StackConfig, write_config
+from rollout.pulumi_stack import Changes, PulumiStack, StackError
 from rollout.revisions import Revision, revisions
 
 _VERIFY_SECONDS = 10
@@ -23,12 +24,17 @@ _POLL_SECONDS = 0.05
 _SAME_PERCENT = 0.001
 """Two shares of copied requests are one below this difference: routers keep them in whole parts of a million."""
 _PAUSED: Phase = "paused"
+_TAKING_BACK: Phase = "taking back"
 
 Notify = Callable[[str], None]
 
 
 class NotVerifiedError(UserError):
     """Pulumi says that it is done, and the data plane says otherwise."""
+
+
+class FencedError(StackError):
+    """The stack isn't what the update was decided on: somebody else has changed it, and nothing was changed."""
 
 
 class NotFollowedError(UserError):
@@ -88,14 +94,16 @@ class Releases:
     ) -> Changes:
         """Gives these versions these weights; variants that aren't named keep theirs, dropped ones go.
 
-        A rollout of the endpoint is paused by it, in the same update. `by`: who does it; default: see
-        `rollout.author`.
+        A rollout of the endpoint is paused by it, in the same update; one that was left while it was being taken back
+        ends. `by`: who does it; default: see `rollout.author`.
 
         Raises:
             SettingsError: when the result can't be a config; nothing is touched then.
-            BusyError, StackError, NotVerifiedError: see `apply`.
+            RequestError: while a driver takes the endpoint's rollout back; nothing is touched then.
+            BusyError, StackError, FencedError, NotVerifiedError: see `apply`.
         """
         with self._project.holding(endpoint):
+            self._require_not_taken_back(endpoint)
             document = endpoint.document()
             current = {variant["version"]: variant["weight"] for variant in document["variants"]}
             dropped = set(drop)
@@ -107,18 +115,47 @@ class Releases:
             rollout = self.paused(endpoint, f"traffic set by {by or acting_user(self._project.root)}: {said}")
             return self.apply(endpoint, document | {"variants": variants}, f"traffic set {said}", rollout=rollout)
 
-    def paused(self, endpoint: StackConfig, reason: str) -> dict[str, Any] | None:
-        """The state of the endpoint's rollout, if there is one, after somebody else has set its weights."""
+    def _require_not_taken_back(self, endpoint: StackConfig) -> None:
         state = endpoint.rollout()
-        if state is None:
+        if state is None or state["phase"] != _TAKING_BACK:
+            return
+        try:
+            with self._project.driving(endpoint):
+                return
+        except BusyError:
+            raise RequestError(
+                f"{endpoint.address}: its rollout {state['id']} is being taken back; try again when it is over: "
+                f"`lepton rollout watch {endpoint.address}`"
+            ) from None
+
+    def paused(self, endpoint: StackConfig, reason: str) -> dict[str, Any] | None:
+        """The state of the endpoint's rollout after somebody else has set its weights.
+
+        None where there is none, or it has ended, or ends by this, as it was left while it was being taken back.
+        """
+        state = endpoint.rollout()
+        if state is None or state["phase"] in ENDED:
+            return None
+        if state["phase"] == _TAKING_BACK:
+            self._notify(f"{endpoint.address}: this ends its rollout {state['id']}, which was being taken back")
             return None
         self._notify(
             f"{endpoint.address}: this pauses its rollout {state['id']}; go on with `lepton rollout resume "
             f"{endpoint.address}`, or end it with `lepton rollout abort {endpoint.address}`"
         )
-        # What the driver expected of the stack no longer holds; it looks anew when it is told to go on.
+        # What the driver expected of the stack no longer holds, so this follows whatever is there now.
+        outputs = self._outputs(endpoint)
+        maker = (outputs or {}).get("rollout") or {}
+        follows = {"weights": outputs["weights"], "driver": maker.get("driver")} if outputs else None
         changed = {"phase": _PAUSED, "reason": reason, "since": self._clock.now().isoformat()}
-        return state | changed | {"request": None, "follows": None}
+        return state | changed | {"request": None, "follows": follows}
+
+    def _outputs(self, endpoint: StackConfig) -> dict[str, Any] | None:
+        """What the stack exports; None where the backend can't be read: an emergency doesn't wait for it."""
+        try:
+            return self.pulumi(endpoint).outputs()
+        except StackError:
+            return None
 
     def apply(
         self,
@@ -137,6 +174,7 @@ class Releases:
         Raises:
             SettingsError: when the config can't be used; nothing is touched then.
             ObservationError: when the data plane can't be changed past the stack; nothing is changed then.
+            FencedError: when the stack isn't what the rollout's update follows; all is as it was before then.
             StackError: when the update fails; the config file is as it was before then.
             NotFollowedError: when it fails after the data plane was moved; the config file keeps the new weights then.
             NotVerifiedError: when the data plane doesn't come to the new weights.
@@ -145,16 +183,25 @@ class Releases:
         self._project.require_versions(changed)
         key = f"lepton:{endpoint.kind}"
         before = {key: endpoint.document(), ROLLOUT_KEY: endpoint.rollout()}
+        if fast and rollout is not None:
+            # The stack's own program asks this under Pulumi's lock, and by then the traffic has moved.
+            refusal = Fence.model_validate(rollout).refusal(changed.endpoint.weights, self._outputs(endpoint) or {})
+            if refusal:
+                raise FencedError(f"{endpoint.address}: {refusal}")
         write_config(endpoint, {key: document, ROLLOUT_KEY: rollout})
         started = self._clock.monotonic()
         shifted: float | None = None
+        left: Mapping[str, int] = {}
         try:
             if fast:
-                self._shift(changed)
+                left = self._shift(changed)
                 shifted = self._clock.monotonic() - started
             changes = self.pulumi(changed).up(message, notify=self._notify)
         except BaseException as error:
-            if shifted is not None:
+            fenced = isinstance(error, StackError) and CHANGED in str(error)
+            if fenced and shifted is not None:
+                self._shift_back(changed, left)
+            elif shifted is not None:
                 # The old config would have the next update undo what the emergency asked for.
                 raise NotFollowedError(
                     f"{endpoint.address}: the data plane has the new weights, {_said(changed.endpoint.weights)}, and "
@@ -162,17 +209,36 @@ class Releases:
                     f"it: {error or type(error).__name__}"
                 ) from error
             write_config(endpoint, before)
+            if fenced:
+                raise FencedError(str(error)) from None
             self._notify_of_half_done(endpoint.with_document(before[key]))
             raise
         self.verify(changed)
         return replace(changes, shift_seconds=shifted or 0.0)
 
-    def _shift(self, endpoint: StackConfig) -> None:
-        """Has the data plane take the endpoint's weights on; until the stack follows, a variant that goes has none."""
+    def _shift(self, endpoint: StackConfig) -> dict[str, int]:
+        """Has the data plane take the endpoint's weights on, and returns what it had.
+
+        Until the stack follows, a variant that goes has none.
+        """
         settings = endpoint.endpoint
         present = self.observer(endpoint).traffic(endpoint.team, settings.model)["weights"]
         shifter = shifter_of(self.platform(settings.environment))
         shifter.shift(endpoint.team, settings.model, {**dict.fromkeys(present, 0), **settings.weights})
+        return present
+
+    def _shift_back(self, endpoint: StackConfig, left: Mapping[str, int]) -> None:
+        """Undoes a shift, unless whoever changed the stack has given the data plane other weights already."""
+        settings = endpoint.endpoint
+        given = {**dict.fromkeys(left, 0), **settings.weights}
+        try:
+            if self.observer(endpoint).traffic(endpoint.team, settings.model)["weights"] == given:
+                shifter_of(self.platform(settings.environment)).shift(endpoint.team, settings.model, left)
+        except UserError as error:
+            self._notify(
+                f"{endpoint.address}: the data plane may have {_said(given)}, which its stack has not; `lepton deploy "
+                f"{endpoint.address}` where the stack was changed makes them agree: {error}"
+            )
 
     def _notify_of_half_done(self, endpoint: StackConfig) -> None:
         """An update that was stopped may have come as far as the data plane."""

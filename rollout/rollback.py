@@ -10,16 +10,18 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from infra.contracts import Traffic
 from infra.errors import UserError
-from rollout.capacity import Capacity, CapacityError, Refusal, Standing
+from rollout.capacity import Capacity, Refusal, Standing
 from rollout.clock import Clock, SystemClock
-from rollout.project import ROLLOUT_KEY, Project, StackConfig, write_config
+from rollout.project import ROLLOUT_KEY, BusyError, Project, StackConfig, write_config
+from rollout.pulumi_stack import NoStackError
 from rollout.release import NotDeployedError, Notify, NotVerifiedError, Releases
 from rollout.revisions import (
     NoSuchRevisionError,
@@ -33,6 +35,12 @@ from rollout.revisions import (
 _KEY = "lepton:endpoint"
 _POLICY = ("rollout", "guard")
 """Keys of the endpoint's config that a rollback leaves as they are."""
+
+_PATIENCE_SECONDS = 60.0
+"""For what other commands do: a rollout's driver holds the endpoint for some seconds a step."""
+_POLL_SECONDS = 0.1
+_PAUSE_SECONDS = 1.0
+"""Between two attempts to bring back what another command takes down."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ class Report:
     standings: list[Standing] = field(default_factory=list[Standing])
     """How each version stood before."""
     scaled_down: list[str] = field(default_factory=list[str])
+    """Versions that have lost their replicas by it."""
     ended_rollout: str | None = None
     """Id of the rollout that it ended."""
     problems: list[str] = field(default_factory=list[str])
@@ -90,6 +99,10 @@ class _Way:
     endpoint: StackConfig
     """With the config that it is to have; its file has the one that it has."""
     document: dict[str, Any]
+    needs: dict[str, int]
+    """Replicas by version: 1 where it is served, and then as many as it had."""
+    until: datetime | None
+    """When what is restored was last in force; None: it is now."""
     standings: list[Standing]
     before: Traffic
     candidates: list[str]
@@ -121,6 +134,7 @@ class Rollbacks:
         now: bool = False,
         keep: bool = False,
         why: str = "",
+        patience: float = _PATIENCE_SECONDS,
     ) -> Report:
         """Gives the endpoint the config of an earlier revision again, and the versions in it their replicas before.
 
@@ -130,14 +144,16 @@ class Rollbacks:
             now: Moves the weights on the data plane before the stack follows, where its variants allow that.
             keep: Leaves versions that lose all their traffic their replicas; else they are scaled down to none.
             why: For the update's message.
+            patience: How long another command that changes the endpoint is waited for, in seconds.
 
         Raises:
             NoSuchRevisionError, NotDeployedError: there is nothing to go back to.
-            BusyError: another command changes the endpoint.
+            BusyError: another command still changes the endpoint.
             CapacityError: a version can't have its replicas back; no weight has moved then.
-            SettingsError, StackError, NotFollowedError, NotVerifiedError: see `Releases.apply`.
+            SettingsError, StackError, NotFollowedError, NotVerifiedError: see `Releases.apply`. The last one also when
+                a version lost its replicas while its weight came back, and could not have them again.
         """
-        with self._project.holding(endpoint):
+        with self._holding(endpoint, patience):
             report, way = self._find_way(self._project.stack(endpoint.address), target)
             if now and any(standing.missing for standing in way.standings):
                 self._notify(f"{endpoint.address}: the target's versions are not all ready, so capacity comes first")
@@ -148,7 +164,7 @@ class Rollbacks:
             if now:
                 with self._timed(report, "agreement"):
                     self._agree(way.endpoint)
-            if not keep:
+            if self._stands(report, way) and not keep:
                 self._scale_down(report, way)
         return report
 
@@ -181,6 +197,25 @@ class Rollbacks:
 
     # -- inside
 
+    @contextmanager
+    def _holding(self, endpoint: StackConfig, patience: float) -> Iterator[None]:
+        """Waits for another command that changes the endpoint. Raises BusyError."""
+        deadline = self._clock.monotonic() + patience
+        said = False
+        with ExitStack() as held:
+            while True:
+                try:
+                    held.enter_context(self._project.holding(endpoint))
+                    break
+                except BusyError:
+                    if self._clock.monotonic() >= deadline:
+                        raise
+                if not said:
+                    self._notify(f"{endpoint.address}: waiting for another lepton on this machine that is changing it")
+                    said = True
+                self._clock.sleep(_POLL_SECONDS)
+            yield
+
     def _find_way(self, endpoint: StackConfig, target: Target) -> tuple[Report, _Way]:
         started = self._clock.monotonic()
         found = self._releases.revisions(endpoint)
@@ -204,10 +239,11 @@ class Rollbacks:
             served = {version for version, weight in settings.weights.items() if weight}
             served |= {settings.shadow.version} if settings.shadow else set()
             needs = {version: int(version in served) for version in settings.versions}
-            report.standings = self._capacity.survey(changed, needs, in_force_until(found, revision))
+            until = in_force_until(found, revision)
+            report.standings = self._capacity.survey(changed, needs, until)
             before = self._releases.observer(changed).traffic(endpoint.team, settings.model)
         candidates = list(state.get("candidates", ())) if state else []
-        return report, _Way(changed, document, report.standings, before, candidates)
+        return report, _Way(changed, document, needs, until, report.standings, before, candidates)
 
     def _can_shift(self, way: _Way) -> bool:
         new = [version for version in way.endpoint.endpoint.weights if version not in way.before["weights"]]
@@ -240,24 +276,59 @@ class Rollbacks:
                 f"another update); `lepton deploy {endpoint.address}` makes them agree"
             )
 
+    def _stands(self, report: Report, way: _Way) -> bool:
+        """Whether each version that is served kept its replicas since they were seen; one that didn't is brought back.
+
+        A driver, also one on another machine, may have been about to scale it down when its weight came back.
+
+        Raises:
+            NotVerifiedError: when it can't be brought back within a minute.
+        """
+        served = {each.version: each.replicas for each in way.standings if way.needs[each.version]}
+        ready = self._releases.observer(way.endpoint).ready(way.endpoint.team, way.endpoint.endpoint.model, [*served])
+        lost = [version for version, replicas in served.items() if ready.get(version, 0) < replicas]
+        if not lost:
+            return True
+        said = f"{', '.join(lost)} lost replicas while the weights came back"
+        self._notify(f"{way.endpoint.address}: {said}; bringing them back")
+        deadline = self._clock.monotonic() + _PATIENCE_SECONDS
+        with self._timed(report, f"capacity of {', '.join(lost)} again"):
+            while True:
+                try:
+                    self._capacity.bring(self._capacity.survey(way.endpoint, way.needs, way.until))
+                    break
+                except UserError as error:
+                    # What takes them down may hold their stacks until it is done.
+                    if self._clock.monotonic() >= deadline:
+                        raise NotVerifiedError(
+                            f"{way.endpoint.address}: the weights are back, and {said}, and could not have them again; "
+                            f"nothing was scaled down: {error}"
+                        ) from error
+                self._clock.sleep(_PAUSE_SECONDS)
+        report.problems.append(f"{way.endpoint.address}: {said}; they are back, and nothing was scaled down")
+        return False
+
     def _scale_down(self, report: Report, way: _Way) -> None:
         """Takes their replicas from versions that have lost all their traffic, and from the ended rollout's."""
         after = way.endpoint.endpoint
         served = {version for version, weight in way.before["weights"].items() if weight} | way.before["shadow"].keys()
         kept = {version for version, weight in after.weights.items() if weight}
         kept |= {after.shadow.version} if after.shadow else set()
-        report.scaled_down = sorted((served | {*way.candidates}) - kept)
-        if not report.scaled_down:
-            return
-        with self._timed(report, f"scale-down of {', '.join(report.scaled_down)}"):
+        started = self._clock.monotonic()
+        for version in sorted((served | {*way.candidates}) - kept):
             try:
-                self._capacity.reduce(way.endpoint, dict.fromkeys(report.scaled_down, 0))
-            except CapacityError as error:
+                report.scaled_down += self._capacity.reduce(way.endpoint, {version: 0})
+            except UserError as error:
                 report.problems.append(str(error))
+        if report.scaled_down:
+            report.phases[f"scale-down of {', '.join(report.scaled_down)}"] = self._clock.monotonic() - started
 
     def _preview_version(self, standing: Standing) -> None:
         with self._capacity.rehearsed(standing) as stack:
-            stack.preview()
+            try:
+                stack.preview()
+            except NoStackError as error:
+                self._notify(f"{error}, so there is no preview of it; it would be made anew")
 
     def _preview_endpoint(self, way: _Way) -> None:
         with tempfile.TemporaryDirectory() as folder:

@@ -21,8 +21,10 @@ from cli.rollout.options import (
     StrategyOption,
     ToOption,
     overridden,
+    planned,
     target,
 )
+from cli.rollout.plan import lacking
 
 if TYPE_CHECKING:
     from rollout.driving.state import Request, RolloutState
@@ -61,7 +63,6 @@ def start(
     from rollout.driving.driver import Driver, RolloutActiveError, driver_name  # noqa: PLC0415
     from rollout.driving.means import means_of  # noqa: PLC0415
     from rollout.driving.starting import left_behind, new_rollout, require_startable  # noqa: PLC0415
-    from rollout.planning.plan import make_plan  # noqa: PLC0415
 
     project, stack = context.project(), context.stack(endpoint, "endpoint")
     settings = overridden(stack, strategy=strategy, steps=steps, bake=bake, max_bake=max_bake)
@@ -75,7 +76,7 @@ def start(
             raise
         say(f"rollout {left.id} to the same target was left by its driver; going on with it")
     else:
-        plan = make_plan(means.releases, project, stack, target(stack, to), settings, means.clock)
+        plan = planned(means.releases, project, stack, to, settings, means.clock)
         _require_fitting(plan, overcommit=overcommit)
         for warning in plan.warnings:
             say(f"warning: {warning}")
@@ -112,10 +113,10 @@ def pause(endpoint: EndpointArgument, as_json: JsonOption = False) -> None:
 
     project, stack = context.project(), context.stack(endpoint, "endpoint")
     if is_driven(project, stack):
-        state = _ask(project, stack, "pause")
-    else:
-        state = pause_undriven(project, context.releases(), stack, acting_user(project.root), SystemClock())
-    _tell(stack, state, as_json=as_json)
+        _tell(stack, _ask(project, stack, "pause"), as_json=as_json)
+        return
+    state, already = pause_undriven(project, context.releases(), stack, acting_user(project.root), SystemClock())
+    _tell(stack, state, as_json=as_json, already=already)
 
 
 def promote(endpoint: EndpointArgument, as_json: JsonOption = False) -> None:
@@ -150,11 +151,10 @@ def _require_fitting(plan: Plan, *, overcommit: bool) -> None:
 
     if plan.fits or overcommit:
         return
-    lacking = ", ".join(f"{amount:g} {what}" for what, amount in plan.peak.lacking.items())
     other = f"; --strategy {plan.would_fit[0]} would fit" if plan.would_fit else ""
     raise NotStartedError(
-        f"{plan.endpoint}: {plan.strategy} needs more than the environment has free: {lacking} are missing at its "
-        f"peak{other}. `lepton rollout plan` says more, and --overcommit starts it all the same"
+        f"{plan.endpoint}: {plan.strategy} needs more than the environment has free; at its peak it lacks "
+        f"{lacking(plan)}{other}. `lepton rollout plan` says more, and --overcommit starts it all the same"
     )
 
 
@@ -231,14 +231,15 @@ def _ask(project: Project, stack: StackConfig, request: Request) -> RolloutState
         return ask(project, stack, request, acting_user(project.root), SystemClock(), _ASKING_SECONDS)
 
 
-def _tell(stack: StackConfig, state: RolloutState | None, *, as_json: bool) -> None:
+def _tell(stack: StackConfig, state: RolloutState | None, *, as_json: bool, already: bool = False) -> None:
     if state is None:
         output.result({"endpoint": stack.address, "rollout": None}, f"{stack.address}: it is over", as_json=as_json)
         return
     why = f": {state.reason}" if state.reason else ""
     output.result(
         _summary(stack, state),
-        f"{stack.address}: rollout {state.id} is {state.phase} at step {state.step + 1} of {len(state.steps)}{why}",
+        f"{stack.address}: rollout {state.id} is {state.phase}{' already,' if already else ''} at step "
+        f"{state.step + 1} of {len(state.steps)}{why}",
         as_json=as_json,
     )
 

@@ -9,7 +9,10 @@ import typer
 
 if TYPE_CHECKING:
     from infra.settings.rollout import RolloutSettings
-    from rollout.project import StackConfig
+    from rollout.clock import Clock
+    from rollout.planning.plan import Plan
+    from rollout.project import Project, StackConfig
+    from rollout.release import Releases
 
 ToOption = Annotated[
     list[str],
@@ -40,13 +43,37 @@ MaxBakeOption = Annotated[
 
 
 def target(endpoint: StackConfig, to: list[str]) -> dict[str, int]:
-    """The weights that `--to` asks for. Raises TargetError where that isn't clear."""
-    from rollout.planning.target import target_weights  # noqa: PLC0415
+    """The weights that `--to` asks for. Raises BadParameter where that isn't clear."""
+    from rollout.planning.target import TargetError, target_weights  # noqa: PLC0415
 
     wanted = [_version_and_share(text) for text in to]
     if len(dict(wanted)) != len(wanted):
         raise typer.BadParameter("a version is given twice; give each once", param_hint="--to")
-    return target_weights(endpoint.endpoint, dict(wanted))
+    try:
+        return target_weights(endpoint.endpoint, dict(wanted))
+    except TargetError as error:
+        raise typer.BadParameter(str(error), param_hint="--to") from None
+
+
+def planned(
+    releases: Releases,
+    project: Project,
+    endpoint: StackConfig,
+    to: list[str],
+    settings: RolloutSettings,
+    clock: Clock | None = None,
+) -> Plan:
+    """The plan of what the options ask for.
+
+    Raises BadParameter where its strategy can't do that, and as `make_plan`.
+    """
+    from rollout.planning.plan import make_plan  # noqa: PLC0415
+    from rollout.strategies import StrategyError  # noqa: PLC0415
+
+    try:
+        return make_plan(releases, project, endpoint, target(endpoint, to), settings, clock)
+    except StrategyError as error:
+        raise typer.BadParameter(str(error), param_hint="--strategy, --to, --steps") from None
 
 
 def overridden(
@@ -57,8 +84,11 @@ def overridden(
     bake: str | None = None,
     max_bake: str | None = None,
 ) -> RolloutSettings:
-    """The endpoint's settings of rollouts, with what the command says in their place. Raises SettingsError."""
-    from infra.settings.loading import parse_settings  # noqa: PLC0415
+    """The endpoint's settings of rollouts, with what the command says in their place.
+
+    Raises BadParameter where they don't go together.
+    """
+    from infra.settings.loading import SettingsError, parse_settings  # noqa: PLC0415
     from infra.settings.rollout import RolloutSettings  # noqa: PLC0415
 
     given: dict[str, Any] = {"strategy": strategy, "bake": bake, "max_bake": max_bake}
@@ -66,7 +96,10 @@ def overridden(
         given["steps"] = steps if steps in ("linear", "exponential") else _percentages(steps)
     said = {name: value for name, value in given.items() if value is not None}
     document = endpoint.endpoint.rollout.model_dump(mode="json", exclude_unset=True) | said
-    return parse_settings(RolloutSettings, document, file="lepton rollout", key="options")
+    try:
+        return parse_settings(RolloutSettings, document, file="lepton rollout", key="options")
+    except SettingsError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _version_and_share(text: str) -> tuple[str, int | None]:

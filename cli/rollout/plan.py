@@ -15,7 +15,7 @@ from cli.rollout.options import (
     StrategyOption,
     ToOption,
     overridden,
-    target,
+    planned,
 )
 
 if TYPE_CHECKING:
@@ -36,11 +36,9 @@ def plan(
 
     Exit status 1: it doesn't fit what the environment has.
     """
-    from rollout.planning.plan import make_plan  # noqa: PLC0415
-
     stack = context.stack(endpoint, "endpoint")
     settings = overridden(stack, strategy=strategy, steps=steps, bake=bake, max_bake=max_bake)
-    found = make_plan(context.releases(), context.project(), stack, target(stack, to), settings)
+    found = planned(context.releases(), context.project(), stack, to, settings)
     if as_json:
         output.document(found.summary())
     else:
@@ -107,7 +105,9 @@ def _show_gates(plan: Plan) -> None:
             for need in plan.gates
         ],
     )
-    rate = "nobody knows the rate of requests" if plan.rate is None else f"{plan.rate:.3g} requests/s now"
+    rate = "nobody knows the rate of requests"
+    if plan.rate is not None:
+        rate = f"{plan.rate:.3g} requests/s over the last {_time(plan.rate_seconds)}"
     output.line(f"({rate})")
     output.line("")
 
@@ -116,9 +116,15 @@ def _show_verdict(plan: Plan) -> None:
     if plan.fits:
         output.line("It fits.")
         return
-    lacking = " and ".join(_amount(name, amount) for name, amount in plan.peak.lacking.items())
     others = "; ".join(plan.would_fit)
-    output.line(f"It does not fit: it lacks {lacking}. {f'Would fit: {others}.' if others else 'No strategy fits.'}")
+    output.line(
+        f"It does not fit: it lacks {lacking(plan)}. {f'Would fit: {others}.' if others else 'No strategy fits.'}"
+    )
+
+
+def lacking(plan: Plan) -> str:
+    """What an environment has too little of for a plan, as people say it."""
+    return " and ".join(_amount(name, amount) for name, amount in plan.peak.lacking.items())
 
 
 def _amount(resource: str, amount: float) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -45,11 +46,19 @@ def _list(endpoint: str, records: list[Record], *, as_json: bool) -> None:
     elif not outlines:
         output.line(f"{endpoint}: no rollout has left a record here")
     else:
-        columns = ("rollout", "outcome", "strategy", "by", "started", "seconds", "reason")
-        rows = [
-            ["" if outline[name] is None else outline[name] for name in ("id", *columns[1:])] for outline in outlines
-        ]
-        output.table(columns, rows)
+        columns = ("rollout", "outcome", "strategy", "by", "started", "took", "reason")
+        output.table(columns, [_row(outline) for outline in outlines])
+
+
+def _row(outline: dict[str, Any]) -> list[str]:
+    started, seconds = outline["started"], outline["seconds"]
+    return [
+        outline["id"],
+        *(outline[name] or "" for name in ("outcome", "strategy", "by")),
+        f"{datetime.fromisoformat(started):%Y-%m-%d %H:%M:%S}" if started else "",
+        "" if seconds is None else f"{seconds:.0f} s",
+        outline["reason"] or "",
+    ]
 
 
 def _chosen(endpoint: str, records: list[Record], rollout_id: str) -> Record:

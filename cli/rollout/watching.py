@@ -11,9 +11,16 @@ from cli import context, output
 from cli.context import EndpointArgument, JsonOption
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Group
 
+    from rollout.clock import Clock
     from rollout.driving.progress import Progress
+
+_UNDRIVEN = "no process on this machine drives it"
+_UNDRIVEN_SECONDS = 10.0
+"""After which nobody waits for a driver that isn't there: one that is followed by another is away for less."""
 
 
 def status(endpoint: EndpointArgument, as_json: JsonOption = False) -> None:
@@ -41,7 +48,8 @@ def watch(
 ) -> None:
     """Follow a rollout until it is over or stops: weights, metrics by version, verdicts, the time that is left.
 
-    Off a terminal, and with --json, a line for each change. Exit status as of `lepton rollout start`.
+    Off a terminal, and with --json, a line for each change, and status 3 once no process has driven it for 10 s.
+    Exit status otherwise as of `lepton rollout start`.
     """
     from rollout.clock import SystemClock  # noqa: PLC0415
     from rollout.driving.progress import outcome_of, progress_of  # noqa: PLC0415
@@ -53,13 +61,20 @@ def watch(
         output.line('{"rollout": null}' if as_json else f"{endpoint}: no rollout is under way")
         return
     rollout, shown = found.state.id, _Screen(as_json=as_json)
+
+    def look() -> Progress | None:
+        return progress_of(project, releases, context.stack(endpoint, "endpoint"), clock, in_file=True)
+
     try:
-        while found is not None and found.state.id == rollout and not found.state.stopped:
-            shown.show(found)
-            clock.sleep(interval)
-            found = progress_of(project, releases, context.stack(endpoint, "endpoint"), clock, in_file=True)
+        found = follow(found, look, shown.show, clock, interval, alone=not shown.is_live)
     finally:
         shown.close()
+    if found is not None and found.state.id == rollout and not found.state.stopped:
+        output.error(
+            f"{endpoint}: no process on this machine drives rollout {rollout}; `lepton rollout resume {endpoint}` goes "
+            f"on with it, and `lepton rollout abort {endpoint}` takes it back"
+        )
+        raise typer.Exit(3)
     stopped = found.state if found is not None and found.state.id == rollout else None
     outcome = stopped.phase if stopped else outcome_of(project, stack, rollout)
     reason = f": {stopped.reason}" if stopped and stopped.reason else ""
@@ -67,6 +82,32 @@ def watch(
     output.line(document if as_json else f"{endpoint}: rollout {rollout} {outcome}{reason}")
     if outcome != "succeeded":
         raise typer.Exit(3 if stopped else 1)
+
+
+def follow(
+    found: Progress,
+    look: Callable[[], Progress | None],
+    show: Callable[[Progress], None],
+    clock: Clock,
+    interval: float,
+    *,
+    alone: bool,
+) -> Progress | None:
+    """Shows a rollout until it is over or stops, and returns what was found last.
+
+    `alone`: nobody looks on, so that one that no process has driven for a while isn't waited for.
+    """
+    rollout, driven_at = found.state.id, clock.monotonic()
+    last: Progress | None = found
+    while last is not None and last.state.id == rollout and not last.state.stopped:
+        show(last)
+        if last.driven:
+            driven_at = clock.monotonic()
+        elif alone and clock.monotonic() - driven_at >= _UNDRIVEN_SECONDS:
+            break
+        clock.sleep(interval)
+        last = look()
+    return last
 
 
 class _Screen:
@@ -82,6 +123,10 @@ class _Screen:
             self._live = Live(auto_refresh=False)
             self._live.start()
 
+    @property
+    def is_live(self) -> bool:
+        return self._live is not None
+
     def show(self, found: Progress) -> None:
         if self._live is not None:
             self._live.update(_drawn(found), refresh=True)
@@ -92,7 +137,9 @@ class _Screen:
             text = json.dumps(found.summary())
         else:
             verdicts = "; ".join(f"{each.version} {each.gate} {each.word}" for each in found.verdicts)
-            text = " · ".join(filter(None, [_lines(found)[0], verdicts]))
+            undriven = "" if found.driven else _UNDRIVEN
+            problem = f"nothing to see: {found.problem}" if found.problem else ""
+            text = " · ".join(filter(None, [_lines(found)[0], undriven, problem, verdicts]))
         if text != self._last:
             self._last = text
             output.line(text)
@@ -109,7 +156,7 @@ def _lines(found: Progress) -> list[str]:
         f"{found.endpoint}: rollout {state.id}, {state.strategy} to {output.weights(state.target)}, step "
         f"{state.step + 1} of {len(state.steps)}: {state.phase}{f': {state.reason}' if state.reason else ''}"
     )
-    driven = "driven by a process on this machine" if found.driven else "no process on this machine drives it"
+    driven = "driven by a process on this machine" if found.driven else _UNDRIVEN
     lines = [first, f"started {state.started[:19]} UTC by {state.by}; {driven}"]
     if found.seconds_left is not None:
         lines.append(f"the step bakes {found.seconds_left:.0f} s more at least")

@@ -10,6 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+CHANGED = "the stack was changed meanwhile"
+"""How each refusal begins, whatever Pulumi puts around it."""
+
 
 class Follows(BaseModel):
     """What the stack's last update left."""
@@ -29,23 +32,31 @@ class Fence(BaseModel):
     id: str
     driver: str
     step: int
+    phase: str
     follows: Follows | None = None
-    """None: anything."""
+    """None: anything until the rollout has set weights, and from then on what this driver of it has set."""
 
     def refusal(self, weights: Mapping[str, int], outputs: Mapping[str, Any]) -> str | None:
         """Why an update to these weights must not happen on a stack with these outputs, if so.
 
         A stack that isn't up has nothing to follow, and one that is as the update leaves it may be brought there again.
         """
-        if not outputs or self.follows is None:
+        if not outputs:
             return None
         maker: Mapping[str, Any] = outputs.get("rollout") or {}
         found = Follows(weights=outputs["weights"], driver=maker.get("driver"))
-        if found in (self.follows, Follows(weights=dict(weights), driver=self.driver)):
+        if self.follows is None:
+            begun = self.step > 0 or self.phase in ("baking", "finishing")
+            if not begun or (maker.get("id"), maker.get("driver")) == (self.id, self.driver):
+                return None
+            wanted = f"what driver {self.driver} has set in rollout {self.id}"
+        elif found in (self.follows, Follows(weights=dict(weights), driver=self.driver)):
             return None
+        else:
+            wanted = _words(self.follows)
         return (
-            f"the stack was changed meanwhile: it has {_words(found)}, and this update by driver {self.driver} follows "
-            f"{_words(self.follows)}; nothing was changed"
+            f"{CHANGED}: it has {_words(found)}, and this update by driver {self.driver} follows {wanted}; "
+            "nothing was changed"
         )
 
 

@@ -120,7 +120,8 @@ def _refuse_dead_variants(router: Router, team: str, model: str, weights: Mappin
         if weight > before.get(version, 0) and not healthy.get(cluster_name(VARIANT, team, model, version)):
             raise NodeError(
                 f"{version} has no healthy replica, so it can't be given weight {weight}; nothing was changed. "
-                "Look at `lepton status`, and bring it back with `lepton deploy`"
+                "Its config may say `replicas: 0`, as after a rollout that scaled it down: raise that and "
+                f"`lepton deploy` it, or `lepton rollout start --to {version}` brings it back; see `lepton status`"
             )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from infra.contracts import ObservationError, PlatformExports, Room, Traffic
+from infra.contracts import ObservationError, PlatformExports, QueryError, Room, Traffic
 from infra.names import endpoint_id
 from infra.single_node.machine import metrics
 from infra.single_node.machine.claims import reserved
@@ -59,5 +59,7 @@ class Observer:
 def _observing() -> Iterator[None]:
     try:
         yield
+    except metrics.BadQueryError as error:
+        raise QueryError(str(error)) from None
     except NodeError as error:
         raise ObservationError(str(error)) from None

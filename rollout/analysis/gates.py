@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -362,6 +362,7 @@ class _Latency(_Ratio):
     def _reset(self) -> None:
         super()._reset()
         self._bounds: tuple[float, float] | None = None
+        self._limit_bound: float | None = None
 
     def _threshold(self, observed: Observed) -> float | None:
         """The baseline's percentile so far, as a bound; the one below it where hardly more requests are above that."""
@@ -375,12 +376,14 @@ class _Latency(_Ratio):
         threshold = self._threshold(before)
         if threshold is None:
             return (0, 0), (0, 0)
-        allowed = _bound_from(candidate.latency_ms, threshold * self.gate.tolerance)
+        allowed = bound_from(candidate.latency_ms, threshold * self.gate.tolerance)
         self._bounds = threshold, allowed
         return _slow(candidate.latency_ms, allowed), _slow(baseline.latency_ms, threshold)
 
     def _beyond_limit(self, candidate: Counts) -> Number:
-        return _slow(candidate.latency_ms, _bound_from(candidate.latency_ms, self.gate.limit or 0.0))
+        if candidate.latency_ms:
+            self._limit_bound = bound_from(candidate.latency_ms, self.gate.limit or 0.0)
+        return _slow(candidate.latency_ms, bound_from(candidate.latency_ms, self.gate.limit or 0.0))
 
     def _of_baseline(self, observed: Observed) -> Number:
         threshold, totals = self._threshold(observed), observed.rollout[self.baseline]
@@ -394,12 +397,19 @@ class _Latency(_Ratio):
         return f"{slow} took over {_figure(allowed)} ms against {_of(others, 'of {}')} over {_figure(threshold)} ms"
 
     def _limited_text(self, over: Number) -> str:
-        slow = _of(over, "of {} requests")
-        return f"{slow} took over {_figure(self.gate.limit or 0.0)} ms where {_percent(1 - self._quantile)} may"
+        slow, limit, bound = _of(over, "of {} requests"), self.gate.limit or 0.0, self._limit_bound
+        rounded = ""
+        if bound is not None and bound not in (limit, math.inf):
+            rounded = f", the histogram's bound from the limit of {_figure(limit)} ms,"
+            limit = bound
+        return f"{slow} took over {_figure(limit)} ms{rounded} where {_percent(1 - self._quantile)} may"
 
     def _ratio_figures(self, observed: Observed, text: str, needed: int, trouble: str) -> _Figures:
         own, others = observed.step[self.candidate], observed.step[self.baseline]
         low, high = own.quantile_band_ms(self._quantile) if own.timed else (None, None)
+        if self._limit_bound == math.inf:
+            limit = _figure(self.gate.limit or 0.0)
+            trouble = trouble or f"its limit of {limit} ms is above the histogram's last bound"
         return _Figures(
             text,
             own.timed,
@@ -433,7 +443,9 @@ class _Throughput(Watch):
     def see(self, look: Look, before: Observed) -> None:
         candidate = None if look.problem else look.counts.get(self.candidate)
         moved = look.weights != before.weights or look.shadow != before.shadow
-        if candidate is None or moved or before.settled_seconds + look.seconds < _SETTLED_SECONDS:
+        # Before a switch nothing is to be answered.
+        idle = not before.is_sent_something(self.candidate)
+        if candidate is None or idle or moved or before.settled_seconds + look.seconds < _SETTLED_SECONDS:
             return
         seconds, answered = look.seconds + before.unseen_seconds, candidate.requests - candidate.errors
         self._answered += answered
@@ -637,9 +649,9 @@ def _fair_share(look: Look, candidate: str, baseline: str) -> float | None:
     return own / (own + others) if own and others else None
 
 
-def _bound_from(latency_ms: Mapping[float, int], least_ms: float) -> float:
+def bound_from(bounds_ms: Iterable[float], least_ms: float) -> float:
     """The first bound of a histogram that is at least so much, but for the last digit of a product."""
-    return min((bound for bound in latency_ms if bound >= least_ms * (1 - 1e-9)), default=math.inf)
+    return min((bound for bound in bounds_ms if bound >= least_ms * (1 - 1e-9)), default=math.inf)
 
 
 def _slow(latency_ms: Mapping[float, int], bound_ms: float) -> Number:

@@ -51,8 +51,8 @@ class Judge:
         self._since_renewal = 0.0
 
     def _make_duels(self, settings: RolloutSettings) -> dict[tuple[str, str], Watch]:
-        """Of strategy `ab`: by version, and another that is asked whether it is worse."""
-        if settings.strategy != "ab" or not settings.gates:
+        """Of strategies that look for a winner: by version, and another that is asked whether it is worse."""
+        if settings.strategy not in ("ab", "adaptive") or not settings.gates:
             return {}
         gate = settings.gates[0].model_copy(update={"compare": True, "limit": None, "tolerance": 1.0})
         pairs = [(better, worse) for better in self._arms for worse in self._arms if better != worse]
@@ -95,7 +95,7 @@ class Judge:
         ]
 
     def winner(self) -> str | None:
-        """Of strategy `ab`: the version that is better than every other by the first gate's metric, beyond chance.
+        """Of `ab` and `adaptive`: the version that is better than all others by the first gate's metric, beyond chance.
 
         The probability that a version wins which is not better than all is at most `alpha`, beside that of the gates.
         """

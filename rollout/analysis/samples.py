@@ -172,9 +172,9 @@ class Sampler:
         problems: dict[str, str] = {}
         for label, query in self._queries.items():
             for version in versions:
-                filled = self._filled(query, version, window)
+                asked = filled(query, self._team, self._model, version, window)
                 try:
-                    answer = self._observer.query(filled)
+                    answer = self._observer.query(asked)
                 except ObservationError as error:
                     problems[label] = f"{version}: {error}"
                     continue
@@ -182,13 +182,15 @@ class Sampler:
                     values.setdefault(label, {})[version] = answer[0][1]
                 else:
                     found = "no number" if len(answer) == 1 else f"{len(answer)} values"
-                    problems[label] = f"{version}: the query must give one value, and gave {found}: {filled}"
+                    problems[label] = f"{version}: the query must give one value, and gave {found}: {asked}"
         return values, problems
 
-    def _filled(self, query: str, version: str, window: float) -> str:
-        # By hand, since PromQL is full of braces.
-        given = {"team": self._team, "model": self._model, "version": version, "window": f"{int(window)}s"}
-        return re.sub(r"\{(team|model|version|window)\}", lambda match: given[match[1]], query)
+
+def filled(query: str, team: str, model: str, version: str, window: float) -> str:
+    """A gate's query as it is asked for one version, over so many seconds."""
+    # By hand, since PromQL is full of braces.
+    given = {"team": team, "model": model, "version": version, "window": f"{int(window)}s"}
+    return re.sub(r"\{(team|model|version|window)\}", lambda match: given[match[1]], query)
 
 
 @dataclass

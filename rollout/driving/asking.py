@@ -9,7 +9,7 @@ from pathlib import Path
 from infra.errors import UserError
 from rollout.clock import Clock
 from rollout.driving.driver import NoRolloutError
-from rollout.driving.state import Request, RequestError, RolloutState, find_state, read_state
+from rollout.driving.state import Request, RequestError, RolloutState, adopted, find_state, read_state
 from rollout.project import ROLLOUT_KEY, BusyError, Project, StackConfig, write_config
 from rollout.release import Releases
 
@@ -73,14 +73,24 @@ def ask(
         clock.sleep(_POLL_SECONDS)
 
 
-def pause_undriven(project: Project, releases: Releases, endpoint: StackConfig, by: str, clock: Clock) -> RolloutState:
-    """Marks a rollout that no process drives as paused. Raises NoRolloutError, and RequestError where it is so."""
+def pause_undriven(
+    project: Project, releases: Releases, endpoint: StackConfig, by: str, clock: Clock
+) -> tuple[RolloutState, bool]:
+    """Marks a rollout that no process drives as paused; returns its state, and whether it was so already.
+
+    Raises:
+        NoRolloutError: where none is under way.
+        RequestError: where it can't be paused.
+    """
     with ExitStack() as held:
         _hold(held, project, endpoint, clock, clock.monotonic())
-        state = _found(endpoint, find_state(endpoint, releases.pulumi(endpoint)))
+        stack = releases.pulumi(endpoint)
+        state = _found(endpoint, find_state(endpoint, stack))
+        if state.phase == "paused":
+            return state, True
         paused = state.enter("paused", clock.now(), f"paused by {by}")
-        write_config(endpoint, {ROLLOUT_KEY: paused.document()})
-        return paused
+        write_config(endpoint, adopted(endpoint, stack, state) | {ROLLOUT_KEY: paused.document()})
+        return paused, False
 
 
 def require_taken_over(

@@ -23,16 +23,14 @@ from rollout.analysis.samples import Look
 from rollout.capacity import CapacityError
 from rollout.driving.means import Judging, Means, Recording, Sampling
 from rollout.driving.quiet_hours import quiet_until
-from rollout.driving.state import Follows, GateOutcome, Phase, RolloutState, find_state, read_state
+from rollout.driving.state import Follows, GateOutcome, Phase, RolloutState, adopted, find_state, read_state
 from rollout.driving.traffic import final, restored, shadow_in, shares, with_step, with_variants, words
 from rollout.project import ROLLOUT_KEY, BusyError, StackConfig, UnknownStackError, write_config
 from rollout.pulumi_stack import StackError
+from rollout.release import FencedError
 from rollout.strategies import Step, adapt, moving, winner_step
 
 T = TypeVar("T")
-
-_FENCED = "the stack was changed meanwhile"
-"""How `infra/settings/fence.py` refuses an update, whatever Pulumi puts around it."""
 
 TICK_SECONDS = 1.0
 """Between two looks."""
@@ -44,6 +42,8 @@ _BLIND_SECONDS = 30.0
 """How long the data plane's weights may be unreadable before the rollout is held."""
 _READY_SECONDS = 30.0
 """How long a version that Pulumi calls deployed may take until the data plane has it ready."""
+_UNREADABLE_SECONDS = 30.0
+"""How long a config file may be unreadable: an editor may be saving it, or somebody have only half written it."""
 _BUSY_SECONDS = 0.2
 _ENDING_SECONDS = 3.0
 _ATTEMPTS = 4
@@ -112,7 +112,7 @@ class Driver:
         self._known: Follows | None = None
         """What the stack exports, as far as this driver has made or read it."""
         self._possible: tuple[Follows, ...] = ()
-        """What it may export after an update that failed."""
+        """What it may export after this driver's last update; before one, anything."""
         self._found: Mapping[str, int] | None = None
         """The weights that the data plane had when somebody said to go on."""
         self._blind_since: float | None = None
@@ -166,7 +166,8 @@ class Driver:
                 raise NoRolloutError(f"{self._address}: no rollout is under way; `lepton rollout start` begins one")
             state = change(found).model_copy(update={"driver": self._name, "turn": found.turn + 1})
             self._known = self._ask_stack(state)
-            write_config(endpoint, {ROLLOUT_KEY: state.document()})
+            state = state.model_copy(update={"follows": self._known})
+            write_config(endpoint, self._adopted(endpoint, state, found) | {ROLLOUT_KEY: state.document()})
         self._found = self._observed(endpoint)
         self._record = self._means.record(endpoint, state.id)
         self._entered = self._clock.monotonic()
@@ -178,6 +179,22 @@ class Driver:
         if self._found is not None and shares(self._found) not in made:
             self._means.say(f"the data plane has {words(self._found)}; the weights of the step will be set again")
         return state
+
+    def _adopted(self, endpoint: StackConfig, state: RolloutState, found: RolloutState) -> dict[str, Any]:
+        """The endpoint's config by its key, where that of this checkout has to follow the rollout found in the stack.
+
+        Raises SettingsError where a version has no config file here, and the rollout is to go on.
+        """
+        edits = adopted(endpoint, self._releases.pulumi(endpoint), found)
+        for document in edits.values():
+            changed = endpoint.with_document(document)
+            if state.phase != "taking back":
+                self._project.require_versions(changed)
+            self._means.say(
+                f"{endpoint.shown} did not know how far the rollout is; it has the traffic of the stack's last update "
+                f"now: {words(changed.endpoint.weights)}"
+            )
+        return edits
 
     def _go_on(self, state: RolloutState) -> RolloutState:
         """One phase, run to its end or to what came between."""
@@ -236,10 +253,14 @@ class Driver:
         self._check(state)
         if step.capacity:
             self._means.capacity.ensure(self._endpoint(), step.capacity)
-        variants = self._endpoint().endpoint.weights
+        endpoint = self._endpoint()
+        configured = endpoint.endpoint.weights
+        # The file may name a version that was never deployed there.
+        observed = self._observed(endpoint)
+        variants = configured if observed is None else observed
         missing = [version for version in (*step.weights, *step.shadow) if version not in variants]
         if missing:
-            whole = variants | dict.fromkeys(missing, 0)
+            whole = dict.fromkeys(missing, 0) | configured
             said = f"rollout {state.id} step {state.step + 1}/{len(state.steps)}: {' '.join(missing)} without weight"
             self._apply_patiently(state, lambda document: with_variants(document, whole, state.baseline), said)
         for version in state.newcomers:
@@ -257,16 +278,18 @@ class Driver:
         self._apply_patiently(state, lambda document: with_step(document, step, state.baseline), said)
         self._found = None
         if step.capacity:
-            self._means.capacity.reduce(self._endpoint(), step.capacity)
+            self._reduce(state, step.capacity)
         moved = self._enter(state, "baking")
         self._notify("step", moved, f"step {state.step + 1} of {len(state.steps)}: {_step_words(step)}")
         return moved
 
     def _bake(self, state: RolloutState) -> RolloutState:
         step, settings = state.current, state.settings
+        if state.passed_all:
+            return self._enter(state, "finishing")
         judge = self._judge_at(state)
         baked = self._baked(state)
-        # Where nothing new gets requests, as before a switch, only time and hooks decide.
+        # Where nothing new gets requests, as before a switch, gates have nothing to pass, but some can fail.
         judged = bool(settings.gates) and any(step.weights[each] or each in step.shadow for each in state.candidates)
         if step.bake_seconds == 0:
             return self._passes(state, [])
@@ -281,7 +304,7 @@ class Driver:
             # A look at metrics that aren't there says nothing of weights, which may be fine.
             self._compare(state, look.weights or self._observed(self._endpoint()))
             judge.see(look)
-            verdicts = judge.verdicts() if judged else []
+            verdicts = [verdict for verdict in judge.verdicts() if judged or verdict.word == "fail"]
             self._record.look(state.step, look, verdicts)
             judged_so = state.model_copy(update={"outcomes": _outcomes(verdicts)})
             failed = [verdict for verdict in verdicts if verdict.word == "fail"]
@@ -315,7 +338,7 @@ class Driver:
                 for version, weight in state.target.items()
                 if not weight and state.initial.weights.get(version)
             }
-            self._try(lambda: self._means.capacity.reduce(self._endpoint(), gone))
+            self._try(lambda: self._reduce(state, gone))
         done = self._enter(state, "succeeded")
         said = f"rollout {state.id} succeeded: {_step_words(state.steps[-1])}"
         self._until_done(lambda: self._apply(done, lambda document: final(document, state), said))
@@ -337,7 +360,7 @@ class Driver:
 
         self._until_done(restore)
         if state.initial.capacity:
-            self._try(lambda: self._means.capacity.reduce(self._endpoint(), state.initial.capacity))
+            self._try(lambda: self._reduce(state, state.initial.capacity))
         return back
 
     # -- what phases are made of
@@ -388,7 +411,7 @@ class Driver:
     def _reread(self, endpoint: StackConfig, state: RolloutState) -> RolloutState:
         """What the file says of the rollout now. Raises _Changed, and SupersededError where it isn't this driver's."""
         try:
-            found = read_state(endpoint)
+            found = self._readable(lambda: read_state(endpoint))
         except SettingsError as error:
             raise SupersededError(f"{error}\nThis driver touches nothing more") from None
         if found is None or found.id != state.id:
@@ -409,13 +432,15 @@ class Driver:
             with self._held():
                 endpoint = self._endpoint()
                 try:
-                    self._reread(endpoint, before)
+                    found = self._reread(endpoint, before)
                     new = after
                 except _Changed as changed:
-                    if changed.state.stopped and not after.ended:
-                        return changed.state
-                    asked = {"request": changed.state.request, "asked_by": changed.state.asked_by}
-                    new = after.model_copy(update=asked)
+                    found = changed.state
+                    if found.stopped and not after.ended:
+                        return found
+                    new = after.model_copy(update={"request": found.request, "asked_by": found.asked_by})
+                # An update that is made from this file, here or in a checkout that was left behind, is fenced, too.
+                new = new.model_copy(update={"follows": self._known or found.follows})
                 write_config(endpoint, {ROLLOUT_KEY: None if after.ended else new.document()})
                 return new
 
@@ -456,9 +481,10 @@ class Driver:
             endpoint = self._endpoint()
             try:
                 self._reread(endpoint, state)
-            except _Changed:
-                # What is under way to the end of the rollout, nobody stops.
-                if not state.ended:
+            except _Changed as changed:
+                # What is under way to the end of the rollout, no request stops; but whoever has stopped it for weights
+                # of their own keeps them.
+                if changed.state.stopped or not state.ended:
                     raise
             follows = self._known or self._ask_stack(state)
             following = state.model_copy(update={"follows": follows})
@@ -470,17 +496,23 @@ class Driver:
             began = self._clock.monotonic()
             try:
                 self._releases.apply(endpoint, document, message, rollout=following.document(), fast=fast)
-            except UserError as error:
-                if _FENCED in str(error):
-                    raise SupersededError(f"{error}\nThis driver touches nothing more") from None
-                raise
-            self._known = made
+            except FencedError as error:
+                raise SupersededError(f"{error}\nThis driver touches nothing more") from None
+            self._known, self._possible = made, (made,)
             seconds = self._clock.monotonic() - began
             shadow = shadow_in(document)
             self._event("weights", state, weights=weights, shadow=shadow, seconds=round(seconds, 3), text=message)
 
+    def _reduce(self, state: RolloutState, keeps: Mapping[str, int]) -> None:
+        """Scales versions down while nobody else can give them traffic. Raises as what it asks, and CapacityError."""
+        with self._held():
+            endpoint = self._endpoint()
+            self._reread(endpoint, state)
+            self._ask_stack(state)
+            self._means.capacity.reduce(endpoint, keeps)
+
     def _ask_stack(self, state: RolloutState) -> Follows:
-        """What the stack exports. Raises SupersededError where that is of no update of this rollout."""
+        """What the stack exports. Raises SupersededError where that is of no update of this rollout, or another's."""
         endpoint = self._endpoint()
         outputs = self._releases.pulumi(endpoint).outputs()
         made = outputs.get("rollout")
@@ -551,20 +583,26 @@ class Driver:
     def _passes(self, state: RolloutState, verdicts: Sequence[Verdict]) -> RolloutState:
         for verdict in verdicts:
             self._means.say(f"{verdict.version} passes gate {verdict.gate}: {verdict.reason}")
-        self._means.run_hooks(state.settings.hooks.after, self._facts(state), self._project.root)
+        outcomes = _outcomes(verdicts)
+        judged = state.model_copy(update={"outcomes": outcomes})
+        self._means.run_hooks(state.settings.hooks.after, self._facts(judged), self._project.root)
         if state.strategy == "adaptive" and self._judge and state.step < len(state.steps) - 1:
-            state = self._adapted(state, self._judge.scores())
-        return state.passed(self._clock.now(), _outcomes(verdicts), spent=self._lap())
+            judged = self._adapted(judged, self._judge)
+        return judged.passed(self._clock.now(), outcomes, spent=self._lap())
 
-    def _adapted(self, state: RolloutState, scores: Mapping[str, float]) -> RolloutState:
-        """The next step, by the scores so far; the last is the best version's."""
+    def _adapted(self, state: RolloutState, judge: Judging) -> RolloutState:
+        """The next step, by the scores so far; the last is a version's that is better beyond chance, if one is."""
         among = moving(state.initial.weights, state.target)
-        scored = {version: score for version, score in scores.items() if version in among}
+        scored = {version: score for version, score in judge.scores().items() if version in among}
         following = state.steps[state.step + 1]
-        if scored and state.step + 2 == len(state.steps):
-            adapted = winner_step(state.current, min(scored, key=scored.__getitem__), among)
-        else:
-            adapted = adapt(state.current, scored)
+        ends = state.step + 2 == len(state.steps)
+        winner = judge.winner() if ends else None
+        adapted = winner_step(state.current, winner, among) if winner in among else adapt(state.current, scored)
+        if ends:
+            who = f"{winner} is better than the others" if winner in among else "no version is better than the others"
+            said = f"{who} beyond chance: the rollout ends with {words(adapted.weights)}"
+            self._means.say(said)
+            self._event("adapted", state, text=said)
         following = following.model_copy(update={"weights": adapted.weights})
         steps = (*state.steps[: state.step + 1], following, *state.steps[state.step + 2 :])
         return state.model_copy(update={"steps": steps})
@@ -576,7 +614,8 @@ class Driver:
         return self._passes(state.model_copy(update={"steps": steps}), verdicts)
 
     def _reason_to_wait(self, settings: RolloutSettings) -> str:
-        platform = self._project.platform(self._endpoint().settings.environment)
+        environment = self._endpoint().settings.environment
+        platform = self._readable(lambda: self._project.platform(environment))
         assert isinstance(platform.settings, PlatformSettings)
         if platform.settings.freeze:
             return f"{platform.settings.environment} is frozen: {platform.settings.freeze}"
@@ -653,9 +692,20 @@ class Driver:
 
     def _endpoint(self) -> StackConfig:
         try:
-            return self._project.stack(self._address)
+            return self._readable(lambda: self._project.stack(self._address))
         except (SettingsError, UnknownStackError) as error:
             raise SupersededError(str(error)) from None
+
+    def _readable(self, read: Callable[[], T]) -> T:
+        """What a config file says, once it can be used. Raises the last error where it can't for 30 s."""
+        deadline = self._clock.monotonic() + _UNREADABLE_SECONDS
+        while True:
+            try:
+                return read()
+            except (SettingsError, UnknownStackError):
+                if self._clock.monotonic() > deadline:
+                    raise
+            self._clock.sleep(_BUSY_SECONDS)
 
     @contextmanager
     def _driving(self) -> Iterator[None]:

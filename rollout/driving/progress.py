@@ -44,6 +44,7 @@ class Progress:
     observed: Mapping[str, int]
     """As the data plane has them; empty where it can't be read."""
     seen: Mapping[str, Shown]
+    """By version; empty where nobody has looked for a while."""
     verdicts: tuple[Verdict, ...]
     """The last that were kept of the step."""
     problem: str
@@ -90,7 +91,7 @@ def progress_of(
         driven=is_driven(project, endpoint),
         weights=endpoint.endpoint.weights,
         observed=observed,
-        seen=_seen(seen),
+        seen=_seen(seen, clock.now().timestamp()),
         verdicts=next((each.verdicts for each in reversed(seen) if each.verdicts), ()),
         problem=seen[-1].look.problem if seen else "",
         seconds_left=left,
@@ -103,9 +104,9 @@ def outcome_of(project: Project, endpoint: StackConfig, rollout: str) -> str:
     return str(summary["outcome"]) if summary else "ended"
 
 
-def _seen(seen: list[Seen]) -> dict[str, Shown]:
-    looks = [each.look for each in seen]
-    recent = [look for look in looks if look.at > looks[-1].at - _WINDOW_SECONDS and not look.problem]
+def _seen(seen: list[Seen], now: float) -> dict[str, Shown]:
+    """Nothing of a rollout that nobody looks at now: what was seen before it stopped says nothing of today."""
+    recent = [each.look for each in seen if each.look.at > now - _WINDOW_SECONDS and not each.look.problem]
     seconds = sum(look.seconds for look in recent)
     versions = dict.fromkeys(version for look in recent for version in look.counts)
     if not seconds:

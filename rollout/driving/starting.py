@@ -36,9 +36,8 @@ def require_startable(releases: Releases, project: Project, endpoint: StackConfi
         ObservationError: when the data plane can't be read.
     """
     stack = releases.pulumi(endpoint)
-    outputs = stack.outputs()
     environment = endpoint.settings.environment
-    if not outputs:
+    if not stack.outputs():
         raise NotDeployedError(f"{endpoint.address} is not up; run `lepton up {environment}`")
     found = find_state(endpoint, stack)
     if found is not None:
@@ -47,14 +46,14 @@ def require_startable(releases: Releases, project: Project, endpoint: StackConfi
     assert isinstance(platform, PlatformSettings)
     if platform.freeze:
         raise NotStartedError(f"{environment} is frozen: {platform.freeze}; nothing was changed")
+    # Its outputs say nothing here: an update that failed may have left there what it wanted.
     configured = endpoint.endpoint.weights
     observed = releases.observer(endpoint).traffic(endpoint.team, endpoint.endpoint.model)["weights"]
-    for where, weights in (("its stack", outputs["weights"]), ("the data plane", observed)):
-        if shares(weights) != shares(configured):
-            raise NotStartedError(
-                f"{endpoint.address}: {endpoint.shown} says {words(configured)}, and {where} has {words(weights)}; run "
-                f"`lepton deploy {endpoint.address}` first, so that there is one start to go back to"
-            )
+    if shares(observed) != shares(configured):
+        raise NotStartedError(
+            f"{endpoint.address}: {endpoint.shown} says {words(configured)}, and the data plane has {words(observed)}; "
+            f"run `lepton deploy {endpoint.address}` first, so that there is one start to go back to"
+        )
 
 
 def new_rollout(
@@ -71,7 +70,7 @@ def new_rollout(
     gaining = Move.between(current, plan.target, {}).gaining
     found = releases.revisions(endpoint)
     versions = dict.fromkeys(version for step in plan.steps for version in step.capacity)
-    return RolloutState(
+    state = RolloutState(
         id=f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
         by=by,
         driver="",
@@ -92,6 +91,7 @@ def new_rollout(
         since=now.isoformat(),
         started=now.isoformat(),
     )
+    return state.model_copy(update={"phase": state.entry})
 
 
 def _reference(endpoint: StackConfig, gaining: Iterable[str]) -> str:

@@ -20,6 +20,8 @@ from rollout.project import ROLLOUT_KEY, StackConfig
 from rollout.strategies import Step
 
 if TYPE_CHECKING:
+    from pulumi.automation import UpdateSummary
+
     from rollout.pulumi_stack import PulumiStack
 
 Phase = Literal[
@@ -49,7 +51,7 @@ _NEXT: Mapping[Phase, frozenset[Phase]] = {
     "preparing": frozenset({"moving", "paused", "held", "taking back"}),
     "moving": frozenset({"baking", "paused", "held", "taking back"}),
     "baking": frozenset({"awaiting approval", "waiting", "finishing", "paused", "held", "taking back"}),
-    "finishing": frozenset({"succeeded", "paused", "taking back"}),
+    "finishing": frozenset({"succeeded", "paused", "held", "taking back"}),
     "paused": frozenset({"awaiting approval", "waiting", "finishing", "taking back"}),
     "held": frozenset({"awaiting approval", "waiting", "finishing", "taking back"}),
     "taking back": frozenset({"taken back", "aborted"}),
@@ -57,6 +59,9 @@ _NEXT: Mapping[Phase, frozenset[Phase]] = {
     "taken back": frozenset(),
     "aborted": frozenset(),
 }
+
+_TRAFFIC = ("variants", "shadow", "baseline")
+"""What of an endpoint's config a rollout sets."""
 
 Request = Literal["pause", "promote", "abort"]
 
@@ -115,6 +120,10 @@ class RolloutState(BaseModel):
     steps: tuple[Step, ...]
     step: int = 0
     """Index of the step that is being made, or in force."""
+    applied: int = 0
+    """How many of the steps have had their weights set."""
+    judged: int = 0
+    """How many of the steps have been passed. Once all are, none is baked again."""
     phase: Phase = "waiting"
     since: str
     """When the phase began."""
@@ -163,20 +172,29 @@ class RolloutState(BaseModel):
 
     @property
     def newcomers(self) -> list[str]:
-        """Versions that get weight, or a copy of requests, for the first time by the current step."""
+        """Versions that have to answer before the current step's weights are set.
+
+        Those that get weight, or a copy of requests, for the first time by it; and where nothing new gets any, those
+        that it has replicas of for the next step.
+        """
         served = {version for step in (self.initial, *self.steps[: self.step]) for version in _serving(step)}
-        return [version for version in _serving(self.current) if version not in served]
+        found = _serving(self.current)
+        if not self.current.percent and not self.current.shadow:
+            following = self.steps[self.step + 1 : self.step + 2]
+            found += [version for step in following for version in _serving(step) if self.current.capacity.get(version)]
+        return [version for version in dict.fromkeys(found) if version not in served]
 
     @property
     def in_force(self) -> Step:
         """What it last gave the endpoint, as far as the state says."""
-        match self.phase:
-            case "baking" | "finishing" | "succeeded":
-                return self.current
-            case "taken back" | "aborted":
-                return self.initial
-            case _:
-                return self.before
+        if self.phase in ("taken back", "aborted") or not self.applied:
+            return self.initial
+        return self.steps[self.applied - 1]
+
+    @property
+    def passed_all(self) -> bool:
+        """Whether the last step has been passed."""
+        return self.judged == len(self.steps)
 
     def summary(self) -> dict[str, Any]:
         """For scripts. Steps count from 1."""
@@ -207,29 +225,31 @@ class RolloutState(BaseModel):
         if phase not in _NEXT[self.phase]:
             raise RequestError(f"rollout {self.id} is {self.phase}, and can't be {phase} after that")
         changed = {"phase": phase, "since": at.isoformat(), "reason": reason, "spent": round(self.spent + spent, 1)}
-        return self.model_copy(update=changed)
+        applied = {"applied": self.step + 1} if phase == "baking" else {}
+        return self.model_copy(update=changed | applied)
 
     def passed(self, at: datetime, outcomes: Sequence[GateOutcome] = (), *, spent: float = 0.0) -> RolloutState:
         """The state once the current step is done: at the next one's beginning, or finishing after the last."""
-        judged = self.model_copy(update={"outcomes": tuple(outcomes)})
+        judged = self.model_copy(update={"outcomes": tuple(outcomes), "judged": self.step + 1})
         if self.step == len(self.steps) - 1:
             return judged.enter("finishing", at, spent=spent)
         following = judged.model_copy(update={"step": self.step + 1, "approved": False})
-        return following.enter(following._entry, at, spent=spent)
+        return following.enter(following.entry, at, spent=spent)
 
     def resumed(self, at: datetime) -> RolloutState:
         """The state once somebody has said that it may go on: at the beginning of the step that it stopped in.
 
-        Raises RequestError where it has not stopped.
+        The time that it may take begins anew. Raises RequestError where it has not stopped.
         """
         if not self.stopped:
             raise RequestError(f"rollout {self.id} is {self.phase}, and not stopped")
-        return self.model_copy(update={"request": None}).enter(self._entry, at)
+        return self.model_copy(update={"request": None, "spent": 0.0}).enter(self.entry, at)
 
     def promoted(self, at: datetime, by: str, *, spent: float = 0.0) -> RolloutState:
         """The state once somebody has said not to wait any longer for what it waits for.
 
-        Raises RequestError where it waits for nothing.
+        A step that stopped before its weights were set isn't skipped: it goes on as by `resumed`. Raises RequestError
+        where it waits for nothing.
         """
         state = self.model_copy(update={"request": None, "asked_by": by})
         match self.phase:
@@ -237,7 +257,11 @@ class RolloutState(BaseModel):
                 return state.model_copy(update={"approved": True}).enter("waiting", at, spent=spent)
             case "waiting":
                 return state.enter("preparing", at, f"promoted by {by}", spent=spent)
-            case "baking" | "paused" | "held":
+            case "paused" | "held" if self.applied <= self.step:
+                return state.resumed(at)
+            case "paused" | "held":
+                return state.model_copy(update={"spent": 0.0}).passed(at, self.outcomes)
+            case "baking":
                 return state.passed(at, self.outcomes, spent=spent)
             case "finishing":
                 return state.model_copy(update={"reason": f"promoted by {by}"})
@@ -253,7 +277,7 @@ class RolloutState(BaseModel):
         return self.model_copy(update={"request": request, "asked_by": by})
 
     @property
-    def _entry(self) -> Phase:
+    def entry(self) -> Phase:
         """The phase that the current step begins with."""
         return "awaiting approval" if self.current.approval and not self.approved else "waiting"
 
@@ -265,7 +289,8 @@ def parse_state(document: object, endpoint: StackConfig) -> RolloutState:
     except SettingsError as error:
         raise SettingsError(
             f"{error}\n{endpoint.shown}: {ROLLOUT_KEY} is written by `lepton rollout`, not by hand: put it back as Git "
-            f"or the stack's history has it, or take the key out to give the rollout up"
+            f"or the stack's history has it; to give the rollout up, take the key out, and then run "
+            f"`lepton rollout abort {endpoint.address}`"
         ) from None
 
 
@@ -299,15 +324,36 @@ def find_state(endpoint: StackConfig, stack: PulumiStack) -> RolloutState | None
     return state
 
 
+def adopted(endpoint: StackConfig, stack: PulumiStack, found: RolloutState) -> dict[str, Any]:
+    """The endpoint's config by its key, with the traffic of the stack's last update, where `find_state` found it there.
+
+    A file that does not know of a rollout, or of how far it is, has older variants than the rollout goes by. Empty
+    where the file has that state, or where the history keeps the update's config to itself, as it holds a secret.
+    """
+    key = f"lepton:{endpoint.kind}"
+    last = None if read_state(endpoint) == found else _last_update(stack)
+    if last is None or key not in last.config or last.config[key].secret:
+        return {}
+    there = json.loads(last.config[key].value)
+    own = {name: value for name, value in endpoint.document().items() if name not in _TRAFFIC}
+    return {key: own | {name: there[name] for name in _TRAFFIC if name in there}}
+
+
 def _last_in_history(endpoint: StackConfig, stack: PulumiStack) -> RolloutState | None:
     """The rollout of the stack's last successful update."""
+    last = _last_update(stack)
+    if last is None or ROLLOUT_KEY not in last.config:
+        return None
+    return parse_state(json.loads(last.config[ROLLOUT_KEY].value), endpoint)
+
+
+def _last_update(stack: PulumiStack) -> UpdateSummary | None:
+    """The last update that was done; None where the stack was destroyed after it."""
     done = [
         update for update in stack.history() if update.result == "succeeded" and update.kind in ("update", "destroy")
     ]
     last = max(done, key=lambda update: update.start_time, default=None)
-    if last is None or last.kind != "update" or ROLLOUT_KEY not in last.config:
-        return None
-    return parse_state(json.loads(last.config[ROLLOUT_KEY].value), endpoint)
+    return last if last is not None and last.kind == "update" else None
 
 
 def _serving(step: Step) -> list[str]:

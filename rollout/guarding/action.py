@@ -150,7 +150,13 @@ def _roll_back(
     target = way_back(releases.revisions(endpoint), order["version"], order["dropped"], order["left"])
     # The harmful version keeps its replicas: an automatic action does the least that helps, and somebody will look.
     report = Rollbacks(releases, project, notify, refuse=refuse).restore(
-        endpoint, Target(revision=target.number), now=True, keep=True, why=message
+        endpoint,
+        Target(revision=target.number),
+        now=True,
+        keep=True,
+        why=message,
+        # What it waited for would have changed what was judged; the guard looks again, and comes back.
+        patience=0,
     )
     said = " ".join(f"{version}={weight}" for version, weight in report.revision.weights.items())
     problems = "".join(f"; {problem}" for problem in report.problems)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 
 from infra.monitoring.catalogue import WINDOWS
 from infra.settings import PlatformSettings, VersionSettings
 from infra.settings.rollout import RolloutSettings
+from rollout.analysis.gates import QUANTILES, bound_from
 from rollout.planning.gate_needs import GateNeed
 from rollout.project import StackConfig
 from rollout.strategies import Step
@@ -41,6 +43,15 @@ def few_replicas(move: Move, last: Step) -> Iterator[str]:
             )
 
 
+def decided_by_scores(steps: Sequence[Step], settings: RolloutSettings) -> Iterator[str]:
+    """Steps whose weights nobody knows yet."""
+    if settings.strategy == "adaptive" and len(steps) > 1:
+        yield (
+            "the weights after step 1 follow the scores and are shown as without any; the last step goes to a version "
+            "that is better beyond chance by the first gate, and without one the rollout ends with a mixture"
+        )
+
+
 def unlimited(
     steps: Sequence[Step], running: Mapping[str, int], versions: Mapping[str, VersionSettings]
 ) -> Iterator[str]:
@@ -57,6 +68,21 @@ def hurried(settings: RolloutSettings, shortest: float) -> Iterator[str]:
         yield f"it takes {shortest:.0f} s at least, and max_duration ends it after {settings.max_duration:.0f} s"
 
 
+def rounded_limits(settings: RolloutSettings, bounds_ms: Collection[float]) -> Iterator[str]:
+    """Limits of latency that are none of the histogram's bounds, as far as those are known."""
+    for gate in settings.gates:
+        if gate.metric not in QUANTILES or gate.limit is None or not bounds_ms:
+            continue
+        bound = bound_from(bounds_ms, gate.limit)
+        if bound == math.inf:
+            yield f"gate {gate.label} never passes: its limit of {gate.limit:g} ms is above the histogram's last bound"
+        elif not math.isclose(bound, gate.limit):
+            yield (
+                f"gate {gate.label}: its limit of {gate.limit:g} ms is no bound of the histogram; judged is the share "
+                f"above {bound:g} ms"
+            )
+
+
 def unjudged(
     steps: Sequence[Step], gates: Sequence[GateNeed], settings: RolloutSettings, rate: float | None
 ) -> Iterator[str]:
@@ -67,6 +93,6 @@ def unjudged(
         if need.within is False:
             yield (
                 f"step {need.step + 1} ({steps[need.step].percent:g} %): gate {need.gate} needs {need.samples} "
-                f"{need.unit} of {need.version}, which take {need.seconds:.0f} s now, and max_bake is "
+                f"{need.unit} of {need.version}, which take {need.seconds:.0f} s at this rate, and max_bake is "
                 f"{settings.max_bake:.0f} s"
             )

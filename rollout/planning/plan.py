@@ -7,10 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
-from infra.contracts import ObservationError, Observer, Room
-from infra.settings import PlatformSettings, VersionSettings
+from infra.contracts import ObservationError, Observer, QueryError, Room
+from infra.monitoring.catalogue import WINDOWS
+from infra.settings import PlatformSettings, SettingsError, VersionSettings
 from infra.settings.rollout import RolloutSettings, StrategyName
 from infra.settings.version import Resources
+from rollout.analysis.samples import WINDOW_SECONDS, filled
 from rollout.clock import Clock, SystemClock
 from rollout.driving.quiet_hours import quiet_until
 from rollout.planning import cautions
@@ -50,9 +52,14 @@ class Plan:
     """Strategies that fit, where this one doesn't."""
     duration: Duration
     rate: float | None
-    """Requests/s of the endpoint's clients over the last minutes; None: nobody knows."""
+    """Requests/s of the endpoint's clients over the last `rate_seconds`; None: nobody knows."""
     gates: tuple[GateNeed, ...]
     warnings: tuple[str, ...]
+
+    @property
+    def rate_seconds(self) -> float:
+        """Over which the rate is taken."""
+        return WINDOWS[LONGEST_WINDOW]
 
     @property
     def fits(self) -> bool:
@@ -71,6 +78,7 @@ class Plan:
             "would_fit": list(self.would_fit),
             "seconds": asdict(self.duration) | {"allowed_for_an_update": UPDATE_SECONDS},
             "requests_per_second": self.rate,
+            "requests_over_seconds": self.rate_seconds,
             "gates": [asdict(need) for need in self.gates],
             "warnings": list(self.warnings),
         }
@@ -87,7 +95,7 @@ def make_plan(
     """The plan of a rollout from the endpoint's weights to the target's. Changes nothing.
 
     Raises:
-        SettingsError: where a version of the target has no stack config.
+        SettingsError: where a version of the target has no stack config, or a gate's query can't be asked.
         StrategyError: where the strategy can't do it.
         NotDeployedError, ObservationError: where the environment can't be looked at. Without metrics there is a plan.
     """
@@ -109,13 +117,20 @@ def make_plan(
     platform = project.platform(endpoint.settings.environment).settings
     assert isinstance(platform, PlatformSettings)
     quiet = quiet_until(settings.quiet, (clock or SystemClock()).now())
-    warnings = [
+    queries = list(metrics.ask_gates(settings, baseline))
+    bounds = metrics.bounds()
+    # Where nobody can ask, nobody knows that there are no requests.
+    unjudged = () if metrics.problems else cautions.unjudged(steps, gates, settings, rate)
+    warnings: list[str] = [
         *cautions.obstacles(endpoint, platform, quiet),
         *cautions.few_replicas(move, steps[-1]),
+        *cautions.decided_by_scores(steps, settings),
         *cautions.unlimited(steps, running, versions),
         *cautions.hurried(settings, duration.shortest),
         *metrics.problems,
-        *cautions.unjudged(steps, gates, settings, rate),
+        *queries,
+        *cautions.rounded_limits(settings, bounds),
+        *unjudged,
     ]
     would_fit = [
         name
@@ -217,6 +232,7 @@ class _Metrics:
     def __init__(self, observer: Observer, endpoint: StackConfig) -> None:
         self.problems: list[str] = []
         self._observer = observer
+        self._endpoint = endpoint
         self._model = f'team="{endpoint.team}", model="{endpoint.endpoint.model}"'
 
     def rate(self) -> float | None:
@@ -227,11 +243,41 @@ class _Metrics:
         """A version's; 0 where nobody knows."""
         return self._value(f'version:errors:ratio{LONGEST_WINDOW}{{{self._model}, version="{version}"}}') or 0.0
 
+    def bounds(self) -> list[float]:
+        """The bounds of the latencies' histogram in ms; none where nobody knows them."""
+        found = self._ask(f"group by (le) (version:latency_ms:bucket{{{self._model}}})")
+        return [float(labels["le"]) for labels, _ in found or ()]
+
+    def ask_gates(self, settings: RolloutSettings, baseline: str) -> Iterator[str]:
+        """Asks each gate's own query once, for the baseline, and says which have no value.
+
+        Raises SettingsError where one can't be asked at all.
+        """
+        for gate in settings.gates:
+            if gate.query is None:
+                continue
+            asked = filled(gate.query, self._endpoint.team, self._endpoint.endpoint.model, baseline, WINDOW_SECONDS)
+            try:
+                found = self._ask(asked)
+            except QueryError as error:
+                raise SettingsError(f"{self._endpoint.address}: gate {gate.label}: {error}") from None
+            if found is not None and len(found) != 1:
+                yield (
+                    f"gate {gate.label}: its query gives {len(found) or 'no'} values for {baseline} now, and must give "
+                    "one: until then it is inconclusive"
+                )
+
     def _value(self, promql: str) -> float | None:
+        samples = self._ask(promql)
+        return samples[0][1] if samples else None
+
+    def _ask(self, promql: str) -> list[tuple[dict[str, str], float]] | None:
+        """None where nobody answers. Raises QueryError."""
         try:
-            samples = self._observer.query(promql)
+            return self._observer.query(promql)
+        except QueryError:
+            raise
         except ObservationError as error:
             if str(error) not in self.problems:
                 self.problems.append(str(error))
             return None
-        return samples[0][1] if samples else None

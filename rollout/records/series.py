@@ -20,6 +20,9 @@ _COLUMNS = 100
 _BAND_POINTS = 60
 """Of a step's band, at most: each costs a search."""
 
+_RATE_SECONDS = 4.0
+"""Over which a rate is drawn, at least: two scrapes."""
+
 
 @dataclass(frozen=True)
 class Tally:
@@ -74,9 +77,22 @@ def series(of: Tally, measure: Measure, reach: Reach) -> Series:
 
 
 def rates(of: Tally) -> list[list[Point]]:
-    """Requests a second, by step."""
-    by_step = groupby((column for column in of.columns if column[2] > 0), key=lambda column: column[0])
-    return [[(when, counts.requests / seconds) for _, when, seconds, counts in columns] for _, columns in by_step]
+    """Requests a second, by step, each over some seconds: metrics come more rarely than looks."""
+    return [_rates(list(columns)) for _, columns in groupby(of.columns, key=lambda column: column[0])]
+
+
+def _rates(columns: list[tuple[int, float, float, Counts]]) -> list[Point]:
+    found: list[Point] = []
+    requests, seconds, first = 0, 0.0, 0.0
+    for _, when, its_seconds, counts in columns:
+        first = when if not seconds else first
+        requests, seconds = requests + counts.requests, seconds + its_seconds
+        if seconds >= _RATE_SECONDS:
+            found.append(((first + when) / 2, requests / seconds))
+            requests, seconds = 0, 0.0
+    if seconds and not found:
+        found.append(((first + columns[-1][1]) / 2, requests / seconds))
+    return found
 
 
 def _spread(count: int) -> list[int]:

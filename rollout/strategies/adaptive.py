@@ -22,8 +22,8 @@ from rollout.strategies.weights import whole_weights
 def stages(move: Move, settings: RolloutSettings) -> list[Stage]:
     """A canary's stages; each version has the replicas to end with all that moves.
 
-    The first is what the versions start from. The others are as they were without scores: `adapt` takes their place,
-    and the best version's that of the last.
+    The first is what the versions start from. The others are as a canary's only until there are scores: `adapt` takes
+    their place, and that of the last goes to a version that is better beyond chance, if one is.
     """
     capacity = move.capacity(dict.fromkeys(move.moving, move.pool))
     return [move.stage(done, capacity) for done in percentages(settings)]

@@ -1,5 +1,6 @@
-"""Blue-green: the whole new side stands and is checked before it gets anything; then the switch. Pure.
+"""Blue-green: the whole new side stands, and has answered its samples, before it gets anything; then the switch. Pure.
 
+While it has no weight only gates that need no requests can fail it; the switch is judged as any step.
 The old side keeps its replicas for the settings' `keep` after the last step, so that the way back is as short.
 """
 

@@ -18,6 +18,7 @@ from infra.contracts import Observer
 from model_packaging.catalogue.catalogue import Catalogue
 from rollout.driving.state import RolloutState
 from rollout.project import ROLLOUT_KEY, Project, write_config
+from rollout.pulumi_stack import NoStackError
 from rollout.release import Releases
 from tests.engine.load import Load, infer_url
 from tests.engine.sandbox import TEAM, Sandbox
@@ -199,6 +200,13 @@ def test_a_version_that_is_gone_comes_back_from_its_history_or_nothing_moves(ser
     assert endpoint in stacks_in_the_catalogue(served, "gone", OLD)
 
 
+def test_a_preview_without_a_stack_says_so(served: Sandbox) -> None:
+    served.write_version("urgent", "3.0.0", package=False)
+    project = Project(served.root)
+    with pytest.raises(NoStackError):
+        Releases(project).pulumi(project.stack(f"{TEAM}/dev.urgent-3.0.0")).preview()
+
+
 def test_a_version_that_was_changed_is_as_it_was_again(served: Sandbox) -> None:
     edit_version(served, "urgent", OLD, env={"THREADS": "3"})
     outcome = served.must("rollback", endpoint_of("urgent"), "--to-revision", "1", "--now", "--keep")
@@ -253,6 +261,9 @@ def test_hands_on_the_traffic_pause_a_rollout_and_a_rollback_ends_it(served: San
     report = served.must("rollback", endpoint, "--keep", "--json").json
 
     assert report["ended_rollout"] == "20260101-000000-abcd"
+    left = served.must("rollout", "report", endpoint, "last", "--json").json
+    assert (left["id"], left["outcome"]) == ("20260101-000000-abcd", "taken back")
+    assert left["reason"].startswith("rollback by ")
     assert report["weights"] == {OLD: 100, NEW: 0}
     assert Project(served.root).stack(endpoint).rollout() is None
     history = served.must("history", endpoint, "--json").json

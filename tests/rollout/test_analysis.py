@@ -239,6 +239,19 @@ def test_a_latency_limit_is_of_the_percentile():
     assert said(enough).word == "pass"
 
 
+def test_a_verdict_names_the_bound_that_a_latency_was_judged_by():
+    judge = judge_of(Gate(metric="latency_p95", compare=False, limit=45.0))
+    watch(judge, Endpoint({OLD: Behaviour(latency=usual), NEW: Behaviour(latency=usual)}), 20)
+    assert "took over 50 ms, the histogram's bound from the limit of 45 ms, where 5 % may" in said(judge).reason
+
+
+def test_a_latency_limit_above_every_bound_never_passes():
+    judge = judge_of(Gate(metric="latency_p95", compare=False, limit=1e9))
+    watch(judge, Endpoint({OLD: Behaviour(latency=usual), NEW: Behaviour(latency=usual)}), 60)
+    assert said(judge).word == "inconclusive"
+    assert "above the histogram's last bound" in said(judge).reason
+
+
 def test_a_latencys_value_and_band_are_in_milliseconds():
     judge = judge_of(LATENCY)
     watch(judge, Endpoint({OLD: Behaviour(0, usual), NEW: Behaviour(0, usual)}), 120)
@@ -447,6 +460,20 @@ def test_the_score_is_judged_by_windows(slower: float, word: str):
     assert said(judge).value == pytest.approx(1 + slower, rel=0.1)
 
 
+# -- without requests
+
+
+@pytest.mark.parametrize("gate", [ERRORS, LATENCY, Gate(metric="throughput", limit=50.0), Gate(metric="score")])
+def test_a_version_that_is_sent_nothing_before_a_switch_does_not_fail_by_that(gate: Gate):
+    judge, endpoint = judge_of(gate), Endpoint({OLD: Behaviour(), NEW: Behaviour()}, weights={OLD: 100, NEW: 0})
+    watch(judge, endpoint, 120)
+    assert judge.verdicts() == []
+    judge.begin_step(1)
+    endpoint.weights = {OLD: 0, NEW: 100}
+    watch(judge, endpoint, 60)
+    assert said(judge).word != "fail"
+
+
 # -- a winner
 
 
@@ -466,6 +493,15 @@ def test_of_two_that_are_as_good_none_wins():
     good, bad = Behaviour(0.002), Behaviour(0.05)
     watch(judge, Endpoint({OLD: bad, NEW: good, "3.0.0": good}, weights={OLD: 1, NEW: 1, "3.0.0": 1}), 400)
     assert judge.winner() is None
+
+
+def test_a_rollout_that_adapts_looks_for_a_winner_too():
+    judge = judge_of(ERRORS, strategy="adaptive")
+    endpoint = Endpoint({OLD: Behaviour(0.05), NEW: Behaviour(0.002)})
+    judge.see(endpoint.look())
+    assert judge.winner() is None
+    watch(judge, endpoint, 400)
+    assert judge.winner() == NEW
 
 
 def test_only_a_rollout_that_looks_for_a_winner_has_one():

@@ -42,3 +42,15 @@ def test_a_message_and_who_it_is_by_are_told_apart_again() -> None:
 def test_an_update_by_pulumi_alone_says_nobody() -> None:
     for message in ("up", "what is\n\nBy: no\nsignature"):
         assert unsigned(message) == (message, None)
+
+
+def test_a_name_is_one_line_of_what_can_be_printed(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEPTON_USER", " ben\nfrom \x1b[31m the\t\u2028night shift ")
+    who = acting_user(checkout)
+    assert who == "ben from [31m the night shift"
+    assert unsigned(signed("traffic set", who)) == ("traffic set", who)
+
+
+def test_a_name_of_nothing_is_none(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEPTON_USER", " \n")
+    assert acting_user(checkout) == "ana@example.org"

@@ -298,3 +298,17 @@ def test_a_gate_that_outlasts_the_greatest_bake_is_said_with_its_step() -> None:
     needs = gate_needs(steps, ["b"], "a", settings, rate=rate, error_ratio=0)
     (said,) = cautions.unjudged(steps, needs, settings, rate)
     assert said.startswith(f"step 1 (5 %): gate error-ratio needs {needs[0].samples} requests of b")
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        (100, []),
+        (60, ["gate slow: its limit of 60 ms is no bound of the histogram; judged is the share above 100 ms"]),
+        (500, ["gate slow never passes: its limit of 500 ms is above the histogram's last bound"]),
+    ],
+)
+def test_a_limit_that_is_no_bound_of_the_histogram_is_said(limit: float, said: list[str]) -> None:
+    settings = RolloutSettings(gates=(Gate(metric="latency_p95", name="slow", limit=limit),))
+    assert list(cautions.rounded_limits(settings, [50, 100, float("inf")])) == said
+    assert list(cautions.rounded_limits(settings, [])) == []

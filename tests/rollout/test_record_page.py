@@ -18,7 +18,8 @@ from infra.settings.rollout import RolloutSettings
 from rollout.analysis.judge import question_alpha
 from rollout.analysis.samples import Counts, Look
 from rollout.records.plots import duration, thin, ticks, time_ticks
-from rollout.records.series import error_band, quantile, quantile_band, sum_of
+from rollout.records.record import Seen
+from rollout.records.series import error_band, quantile, quantile_band, rates, sum_of, tally, times
 from tests.rollout import browser
 from tests.rollout.browser import Browser
 from tests.rollout.record_samples import (
@@ -373,3 +374,14 @@ def test_a_gate_fails_where_the_page_draws_its_line(pages: dict[str, Path]) -> N
     drawn = re.search(r"fails at ([\d.]+)</text>", pages["taken back"].read_text())
     assert drawn is not None
     assert float(drawn[1]) == pytest.approx(1 / question_alpha(RolloutSettings(), 1), rel=1e-3)
+
+
+def test_a_rate_is_drawn_over_more_than_one_scrape() -> None:
+    """Looks of a second, of which only every other has what was scraped."""
+    looks = [Seen(0, Look(float(at), 1.0, {BASELINE: Counts(200 * (at % 2))})) for at in range(1, 14)]
+    (piece,) = rates(tally(looks, times(looks, 0.0), BASELINE))
+    assert [value for _, value in piece] == [100.0, 100.0, 100.0]
+    assert [when for when, _ in piece] == [2.5, 6.5, 10.5]
+    # A step that was shorter still has its rate.
+    (short,) = rates(tally(looks[:2], [1.0, 2.0], BASELINE))
+    assert short == [(1.5, 100.0)]

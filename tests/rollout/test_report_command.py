@@ -55,6 +55,9 @@ def test_rollouts_are_listed_oldest_first(project: Project) -> None:
     lines = listed.stdout.splitlines()
     assert "20261121-154220-3f2a" in lines[1]
     assert "taken back" in lines[1]
+    assert "2026-11-21 15:42:20 " in lines[1]
+    record = json.loads(_run(_ENDPOINT, "20261121-154220-3f2a", "--json").stdout)
+    assert f" {record['seconds']:.0f} s " in lines[1]
     assert "20261122-080000-0000" in lines[-1]
     assert "held" in lines[-1]
     assert [item["outcome"] for item in json.loads(_run(_ENDPOINT, "--json").stdout)] == ["taken back", "held"]

@@ -1,12 +1,12 @@
-"""How versions stand to what a rollback needs of them: judged from their histories, before anything is touched."""
+"""How versions stand to what a rollback needs of them, judged from their histories, and what a rollback makes of it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -17,10 +17,14 @@ from infra.contracts import Amount, Room
 from model_packaging.build import build_artifact
 from model_packaging.stores.layout import Layout
 from rollout.capacity import Capacity, CapacityError, Standing
-from rollout.project import Project, StackConfig
-from rollout.release import Releases
+from rollout.project import BusyError, Project, StackConfig, write_config
+from rollout.pulumi_stack import Changes, NoStackError, StackError
+from rollout.release import NotVerifiedError, Releases
+from rollout.revisions import Revision, revisions
+from rollout.rollback import Rollbacks
+from tests.rollout.world import WorldClock
 
-MODEL, VERSION = "tumour", "1.0.0"
+MODEL, VERSION, NEW = "tumour", "1.0.0", "2.0.0"
 START = datetime(2026, 1, 1, tzinfo=UTC)
 THEN, LATER = START + timedelta(minutes=5), START + timedelta(minutes=15)
 
@@ -33,6 +37,12 @@ class StandInReleases:
         self.replicas: dict[str, int] = {}
         self.total = Amount(cpu=8.0, memory=2**34, gpu=2)
         self.reserved = Amount(cpu=0.0, memory=0, gpu=0)
+        self.weights = {VERSION: 90}
+        self.shadow = {NEW: 10.0}
+        self.broken: set[str] = set()
+        """Names of stacks whose updates fail."""
+        self.meanwhile: Callable[[], None] = lambda: None
+        """What another process does while an endpoint's weights move."""
         self._store = store
 
     def observer(self, stack: StackConfig) -> StandInReleases:
@@ -42,7 +52,7 @@ class StandInReleases:
         return {version: self.replicas.get(version, 0) for version in versions}
 
     def traffic(self, team: str, model: str) -> dict[str, Any]:
-        return {"weights": {VERSION: 90}, "shadow": {"2.0.0": 10.0}}
+        return {"weights": self.weights, "shadow": self.shadow}
 
     def room(self) -> Room:
         return {"total": self.total, "reserved": self.reserved}
@@ -51,7 +61,38 @@ class StandInReleases:
         return {"artifact_store": str(self._store)}
 
     def pulumi(self, stack: StackConfig) -> Any:
-        return SimpleNamespace(history=lambda: self.histories.get(stack.name, []))
+        return StandInStack(self, stack)
+
+    def revisions(self, endpoint: StackConfig) -> list[Revision]:
+        return revisions(self.histories[endpoint.name], "lepton:endpoint")
+
+    def apply(self, endpoint: StackConfig, document: dict[str, Any], message: str, *, fast: bool = False) -> Changes:
+        write_config(endpoint, {"lepton:endpoint": document})
+        self.weights = endpoint.with_document(document).endpoint.weights
+        self.meanwhile()
+        return Changes({"update": 1}, 1.0)
+
+
+class StandInStack:
+    """Stands in for a version's `PulumiStack`, whose replicas are ready at once."""
+
+    def __init__(self, releases: StandInReleases, stack: StackConfig) -> None:
+        self._releases, self._stack = releases, stack
+
+    def history(self) -> list[UpdateSummary]:
+        return self._releases.histories.get(self._stack.name, [])
+
+    def preview(self) -> None:
+        if not self.history():
+            raise NoStackError(f"{self._stack.address}: the backend has no such stack")
+
+    def up(self, message: str, **_: Any) -> None:
+        if self._stack.name in self._releases.broken:
+            raise StackError(f"{self._stack.address}: no space left on device")
+        document = self._stack.document()
+        done = self._releases.histories.setdefault(self._stack.name, [])
+        done.append(update(LATER + timedelta(minutes=len(done)), document, message=message))
+        self._releases.replicas[document["version"]] = document.get("replicas", 1)
 
 
 class Bench:
@@ -69,6 +110,8 @@ class Bench:
         self.releases = StandInReleases(root / "store")
         self.project = Project(root)
         self.refused = ""
+        self.clock = WorldClock()
+        self.said: list[str] = []
 
     def _write(self, stack: str, kind: str, document: dict[str, Any]) -> None:
         (self.folder / f"Pulumi.{stack}.yaml").write_text(yaml.safe_dump({"config": {f"lepton:{kind}": document}}))
@@ -87,6 +130,22 @@ class Bench:
         (folder / "package.yaml").write_text(yaml.safe_dump(described | {"samples": [sample]}))
         build_artifact(folder, MODEL, VERSION, Layout(self.root / "store"))
 
+    def replaced(self) -> None:
+        """The version is deployed, and a newer one, which has all the traffic by now."""
+        self._write(f"dev.{MODEL}-{NEW}", "version", version(version=NEW))
+        self.deployed(update(START, self.declare()), ready=1)
+        self.releases.histories[f"dev.{MODEL}-{NEW}"] = [update(START, version(version=NEW))]
+        self.releases.replicas[NEW] = 1
+        history: list[UpdateSummary] = []
+        for moment, weights in ((START, {VERSION: 100, NEW: 0}), (LATER, {VERSION: 0, NEW: 100})):
+            variants = [{"version": version, "weight": weight} for version, weight in weights.items()]
+            document = {"environment": "dev", "model": MODEL, "variants": variants}
+            self._write(f"dev.{MODEL}", "endpoint", document)
+            history.append(update(moment, document, kind_of_stack="endpoint"))
+            self.releases.weights = weights
+        self.releases.histories[f"dev.{MODEL}"] = history
+        self.releases.shadow = {}
+
     def deployed(self, *updates: UpdateSummary, ready: int = 0) -> None:
         self.releases.histories[f"dev.{MODEL}-{VERSION}"] = list(updates)
         self.releases.replicas = {VERSION: ready}
@@ -94,8 +153,15 @@ class Bench:
     @property
     def capacity(self) -> Capacity:
         return Capacity(
-            cast("Releases", self.releases), self.project, refuse=lambda model, version: self.refused or None
+            cast("Releases", self.releases),
+            self.project,
+            self.said.append,
+            refuse=lambda model, version: self.refused or None,
         )
+
+    @property
+    def rollbacks(self) -> Rollbacks:
+        return Rollbacks(cast("Releases", self.releases), self.project, self.said.append, self.clock)
 
     @property
     def endpoint(self) -> StackConfig:
@@ -129,11 +195,12 @@ def update(
     result: str = "succeeded",
     message: str = "up dev",
     secret: bool = False,
+    kind_of_stack: str = "version",
 ) -> UpdateSummary:
     changes = cast("dict[Any, int]", {"update": 1})
     value = ConfigValue("[secret]" if secret else json.dumps(document), secret=secret)
     summary = UpdateSummary(kind, moment, message, {}, {}, result, moment, 0, None, changes)
-    summary.config["lepton:version"] = value
+    summary.config[f"lepton:{kind_of_stack}"] = value
     return summary
 
 
@@ -217,14 +284,15 @@ def test_secrets_in_the_history_need_the_file(packaged: Bench) -> None:
     packaged.deployed(update(START, {}, secret=True))
     assert "holds secrets" in packaged.standing().obstacle
     packaged.declare(env={"TOKEN": {"secure": "v1:x"}})
+    packaged.deployed(update(START, {}, secret=True), ready=1)
     found = packaged.standing()
-    assert (found.obstacle, found.document["env"]) == ("", {"TOKEN": {"secure": "v1:x"}})
+    assert (found.missing, found.document["env"]) == ("", {"TOKEN": {"secure": "v1:x"}})
 
 
-@pytest.mark.parametrize(("message", "known"), [("scale to 0 replicas", True), ("deploy", False)])
+@pytest.mark.parametrize(("message", "known"), [("scale to 1 replica", True), ("deploy", False)])
 def test_secrets_that_may_have_changed_since_are_an_obstacle(packaged: Bench, message: str, known: bool) -> None:
     packaged.declare(env={"TOKEN": {"secure": "v1:x"}})
-    packaged.deployed(update(START, {}, secret=True), update(LATER, {}, secret=True, message=message))
+    packaged.deployed(update(START, {}, secret=True), update(LATER, {}, secret=True, message=message), ready=1)
     assert (packaged.standing().obstacle == "") == known
 
 
@@ -244,6 +312,108 @@ def test_a_version_with_a_share_of_the_traffic_never_loses_all_replicas(bench: B
 def test_a_file_with_edits_that_nobody_has_deployed_is_not_scaled_down(bench: Bench) -> None:
     bench.deployed(update(START, version()))
     bench.declare(env={"THREADS": "3"})
-    bench.releases.traffic = lambda team, model: {"weights": {}, "shadow": {}}
+    bench.releases.weights, bench.releases.shadow = {}, {}
     with pytest.raises(CapacityError, match="edits that nobody has deployed"):
         bench.capacity.reduce(bench.endpoint, {VERSION: 0})
+
+
+def test_a_file_whose_edits_nobody_can_know_is_neither_scaled_down_nor_deployed(packaged: Bench) -> None:
+    declared = packaged.declare(env={"TOKEN": {"secure": "v1:x"}, "THREADS": "3"})
+    packaged.deployed(update(START, {}, secret=True), ready=1)
+    packaged.releases.weights, packaged.releases.shadow = {}, {}
+
+    assert packaged.capacity.reduce(packaged.endpoint, {VERSION: 0}) == []
+    assert "edits that were never deployed; set its replicas to 0, and run `lepton deploy" in packaged.said[0]
+
+    packaged.releases.replicas = {}
+    found = packaged.standing()
+    assert found.missing == "0 of its 1 replica ready"
+    assert "edits that were never deployed; look, and run `lepton deploy" in found.obstacle
+    # What the file says is what is wanted where no moment is to come back.
+    without = packaged.standing(at=None)
+    assert (without.obstacle, without.document) == ("", declared | {"replicas": 1})
+    assert not without.message.startswith("scale to ")
+
+
+def test_a_secret_that_came_since_is_a_change(packaged: Bench) -> None:
+    packaged.declare(env={"TOKEN": {"secure": "v1:x"}})
+    packaged.deployed(update(START, version()), update(LATER, {}, secret=True), ready=1)
+    found = packaged.standing()
+    assert (found.missing, found.obstacle, found.document) == ("it was changed since", "", version(replicas=1))
+
+
+def test_the_abandoned_version_loses_its_replicas(bench: Bench) -> None:
+    bench.replaced()
+    report = bench.rollbacks.restore(bench.endpoint)
+    assert bench.releases.weights == {VERSION: 100, NEW: 0}
+    assert bench.releases.replicas == {VERSION: 1, NEW: 0}
+    assert (report.scaled_down, report.problems) == ([NEW], [])
+
+
+def test_a_failed_scale_down_is_told_and_not_counted(bench: Bench) -> None:
+    bench.replaced()
+    bench.releases.broken = {f"dev.{MODEL}-{NEW}"}
+    report = bench.rollbacks.restore(bench.endpoint)
+    assert (report.scaled_down, bench.releases.replicas[NEW]) == ([], 1)
+    assert report.problems == [f"diagnostics/dev.{MODEL}-{NEW}: no space left on device"]
+    assert not any("scale-down" in phase for phase in report.phases)
+
+
+def test_a_version_that_loses_its_replicas_while_it_comes_back_gets_them_again_first(packaged: Bench) -> None:
+    packaged.replaced()
+    scaled = packaged.project.stack(f"diagnostics/dev.{MODEL}-{VERSION}")
+
+    def another_scales_down() -> None:
+        with held:
+            held.enter_context(packaged.project.holding(scaled))
+            write_config(scaled, {"lepton:version": version(replicas=0)})
+            StandInStack(packaged.releases, scaled).up("scale to 0 replicas")
+            # Its update isn't over when the replicas are gone.
+            busy = held.pop_all()
+            packaged.clock.at(5, busy.close)
+
+    held = ExitStack()
+    packaged.releases.meanwhile = another_scales_down
+    report = packaged.rollbacks.restore(packaged.endpoint)
+
+    assert packaged.releases.replicas == {VERSION: 1, NEW: 1}
+    assert report.scaled_down == []
+    assert [f"{VERSION} lost replicas" in problem for problem in report.problems] == [True]
+    assert report.phases[f"capacity of {VERSION} again"] == pytest.approx(5, abs=1)
+
+
+def test_a_version_that_cannot_be_brought_back_again_leaves_the_other_alone(packaged: Bench) -> None:
+    packaged.replaced()
+    packaged.releases.broken = {f"dev.{MODEL}-{VERSION}"}
+    packaged.releases.meanwhile = lambda: packaged.releases.replicas.update({VERSION: 0})
+    with pytest.raises(NotVerifiedError, match=f"the weights are back, and {VERSION} lost replicas"):
+        packaged.rollbacks.restore(packaged.endpoint)
+    assert packaged.releases.replicas[NEW] == 1
+
+
+def test_a_rollback_waits_for_what_changes_the_endpoint_and_says_so_once(bench: Bench) -> None:
+    bench.replaced()
+    with ExitStack() as another:
+        another.enter_context(bench.project.holding(bench.endpoint))
+        bench.clock.at(10, another.close)
+        bench.rollbacks.restore(bench.endpoint)
+    assert bench.releases.weights == {VERSION: 100, NEW: 0}
+    assert sum("waiting for another lepton" in line for line in bench.said) == 1
+
+
+@pytest.mark.parametrize("patience", [0, 60])
+def test_a_rollback_waits_so_long_and_no_longer(bench: Bench, patience: float) -> None:
+    bench.replaced()
+    began = bench.clock.monotonic()
+    with bench.project.holding(bench.endpoint), pytest.raises(BusyError):
+        bench.rollbacks.restore(bench.endpoint, patience=patience)
+    assert bench.clock.monotonic() - began == pytest.approx(patience, abs=1)
+    assert bench.releases.weights == {VERSION: 0, NEW: 100}
+
+
+def test_a_drill_needs_no_preview_of_a_version_whose_stack_is_gone(packaged: Bench) -> None:
+    packaged.replaced()
+    packaged.deployed()
+    report = packaged.rollbacks.drill(packaged.endpoint)
+    assert report.problems == []
+    assert any("has no such stack, so there is no preview of it" in line for line in packaged.said)

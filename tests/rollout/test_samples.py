@@ -14,16 +14,19 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import cast
 
 import pytest
 import yaml
 
-from infra.contracts import ObservationError, Room, Traffic
+from infra.contracts import ObservationError, PlatformExports, QueryError, Room, Traffic
 from infra.settings.rollout import Gate
 from infra.single_node.machine import metrics
 from infra.single_node.machine.node import NodeError
+from infra.single_node.observe import Observer
 from rollout.analysis.samples import WINDOW_SECONDS, Counts, Look, Sampler
 from rollout.clock import SystemClock
+from tests.deadline import until
 
 V1, V2 = "1.0.0", "2.0.0-rc.1"
 
@@ -418,3 +421,23 @@ def test_looks_read_a_real_prometheus(prometheus: tuple[str, subprocess.Popen[by
     process.terminate()
     process.wait()
     assert "does not answer" in sampler.look([V1, V2]).problem
+
+
+@pytest.mark.parametrize(("query", "said"), [("rate(", "parse error"), ("time()", "scalar"), ("up[1m]", "matrix")])
+def test_a_query_that_gives_no_vector_is_told_from_metrics_that_are_away(
+    query: str, said: str, prometheus: tuple[str, subprocess.Popen[bytes]], tmp_path: Path
+):
+    url, _ = prometheus
+    exports = {"internals": {"directory": str(tmp_path), "gpus": []}, "metrics_url": url}
+    observer = Observer(cast("PlatformExports", exports))
+    until(lambda: answers(observer), what="Prometheus answers")
+    with pytest.raises(QueryError, match=said):
+        observer.query(query)
+
+
+def answers(observer: Observer) -> bool:
+    try:
+        observer.query("vector(1)")
+    except ObservationError:
+        return False
+    return True

@@ -133,7 +133,8 @@ def test_a_system_that_takes_the_canary_back_is_measured(system: OtherSystem) ->
     assert 0 < run.to_last_answer < 5
     assert run.to_notice is not None
     assert run.to_move is not None
-    assert run.to_notice + run.to_move == pytest.approx(run.to_last_answer)
+    assert run.to_notice <= run.to_last_answer + 0.2
+    assert 0 <= run.to_move <= 0.2
 
 
 def test_a_system_that_is_told_to_take_back_is_told_at_the_first_failure(system: OtherSystem) -> None:

@@ -83,6 +83,7 @@ def test_a_state_that_was_edited_by_hand_is_refused_and_says_what_to_do(
     with pytest.raises(SettingsError, match=said) as caught:
         read_state(world.endpoint)
     assert "put it back as Git or the stack's history has it" in str(caught.value)
+    assert "take the key out, and then run `lepton rollout abort diagnostics/dev.scan`" in str(caught.value)
     assert "stacks/diagnostics/Pulumi.dev.scan.yaml" in str(caught.value)
 
 

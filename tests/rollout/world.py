@@ -28,10 +28,10 @@ from rollout.driving.hooks import HookError
 from rollout.driving.means import Means
 from rollout.driving.state import RolloutState
 from rollout.driving.warming import NotWarmError
-from rollout.project import ROLLOUT_KEY, Project, StackConfig, write_config
+from rollout.project import ROLLOUT_KEY, BusyError, Project, StackConfig, write_config
 from rollout.pulumi_stack import StackError
 from rollout.records.record import Record
-from rollout.release import NotVerifiedError, Releases
+from rollout.release import FencedError, NotVerifiedError, Releases
 from rollout.strategies import Step
 
 TEAM, MODEL = "diagnostics", "scan"
@@ -128,7 +128,7 @@ class World:
         endpoint = {"environment": "dev", "model": MODEL, "variants": variants}
         _write(team / f"Pulumi.dev.{MODEL}.yaml", _config("endpoint", **endpoint))
         self.project = Project(self.root)
-        self._update(self.endpoint.document(), None, "deploy")
+        self.update(self.endpoint.document(), None, "deploy")
         self.moves = [self.shares]
 
     # -- what tests read and do
@@ -235,13 +235,13 @@ class World:
         if not self.moves or self.moves[-1] != self.shares:
             self.moves.append(self.shares)
 
-    def _update(self, document: dict[str, Any], rollout: Mapping[str, Any] | None, message: str) -> None:
+    def update(self, document: dict[str, Any], rollout: Mapping[str, Any] | None, message: str) -> None:
         """The stack's update, under its lock: fenced, and then told to history."""
         weights = {variant["version"]: variant["weight"] for variant in document["variants"]}
         fence = Fence.model_validate(rollout) if rollout else None
         refusal = fence.refusal(weights, self.outputs) if fence else None
         if refusal:
-            raise StackError(f"{ENDPOINT}: {refusal}")
+            raise FencedError(f"{ENDPOINT}: {refusal}")
         shadow = document.get("shadow")
         self.move(weights, {shadow["version"]: shadow["percent"]} if shadow else {})
         self.outputs = {
@@ -304,13 +304,16 @@ class _Stacks:
         changed = endpoint.with_document(document)
         before = {"lepton:endpoint": endpoint.document(), ROLLOUT_KEY: endpoint.rollout()}
         with world.effect("apply"):
+            refusal = Fence.model_validate(rollout).refusal(changed.endpoint.weights, world.outputs) if fast else None
+            if refusal:
+                raise FencedError(f"{ENDPOINT}: {refusal}")
             write_config(endpoint, {"lepton:endpoint": document, ROLLOUT_KEY: rollout})
             if fast:
                 with world.effect("shift"):
                     world.move(changed.endpoint.weights)
             try:
                 with world.effect("up"):
-                    world._update(document, rollout, message)
+                    world.update(document, rollout, message)
             except StackError:
                 if not fast:
                     write_config(endpoint, before)
@@ -335,9 +338,17 @@ class _Replicas:
 
     def reduce(self, endpoint: StackConfig, keeps: Mapping[str, int]) -> None:
         with self._world.effect("reduce"):
+            assert self._is_held(endpoint), "another command can give a version traffic while it is scaled down"
             for version, keep in keeps.items():
                 assert keep or not self._world.weights.get(version), "a version with weight keeps a replica"
                 self._world.replicas[version] = min(self._world.replicas.get(version, 0), keep)
+
+    def _is_held(self, endpoint: StackConfig) -> bool:
+        try:
+            with self._world.project.holding(endpoint):
+                return False
+        except BusyError:
+            return True
 
 
 class _Metrics:

@@ -31,9 +31,20 @@ def outputs(weights: dict[str, int], driver: str | None = None) -> dict[str, Any
         ({"weights": BEFORE, "driver": "b"}, outputs(BEFORE, "b")),
         ({"weights": BEFORE, "driver": None}, outputs(WEIGHTS, "a")),
         ({"weights": BEFORE, "driver": None}, {}),
-        (None, outputs({"2.0.0": 1}, "b")),
+        ({"weights": WEIGHTS, "driver": "a"}, outputs(WEIGHTS, "a")),
+        (None, outputs(BEFORE, "a")),
+        (None, {}),
     ],
-    ids=["the first of a rollout", "its own", "one taken over", "repeated", "a stack that is not up", "anything"],
+    ids=[
+        "the first of a rollout",
+        "its own",
+        "one taken over",
+        "repeated",
+        "a stack that is not up",
+        "what is in force",
+        "its driver's, whatever that was",
+        "nothing on a stack that is not up",
+    ],
 )
 def test_an_update_that_follows_what_is_there_is_let_through(follows: dict[str, Any], found: dict[str, Any]) -> None:
     assert fence(follows).refusal(WEIGHTS, found) is None
@@ -55,3 +66,20 @@ def test_any_other_is_refused_with_what_there_is_and_what_it_follows(found: dict
     assert refusal is not None
     assert words in refusal
     assert "by driver a follows 1.0.0=100 1.1.0=0 by driver a" in refusal
+
+
+@pytest.mark.parametrize(("step", "phase"), [(0, "baking"), (0, "finishing"), (1, "waiting")])
+@pytest.mark.parametrize("driver", [None, "b"], ids=["of no rollout", "of another driver"])
+def test_a_rollout_that_has_set_weights_follows_its_own_driver_alone(step: int, phase: str, driver: str | None) -> None:
+    follower = Fence(id="x", driver="a", step=step, phase=phase)
+    refusal = follower.refusal(WEIGHTS, outputs(WEIGHTS, driver))
+    assert refusal is not None
+    assert "by driver a follows what driver a has set in rollout x" in refusal
+
+
+def test_a_rollout_that_has_set_nothing_follows_anything() -> None:
+    assert Fence(id="x", driver="a", step=0, phase="preparing").refusal(WEIGHTS, outputs({"2.0.0": 1}, "b")) is None
+
+
+def test_weights_of_the_same_driver_in_another_rollout_are_not_followed() -> None:
+    assert Fence(id="y", driver="a", step=1, phase="moving").refusal(WEIGHTS, outputs(WEIGHTS, "a")) is not None

@@ -11,6 +11,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,10 @@ from infra.single_node.machine.node import Node, NodeError
 from infra.single_node.machine.program import Program
 
 PROGRAM = "prometheus"
+
+
+class BadQueryError(NodeError):
+    """An expression that Prometheus can't answer, whatever is there."""
 
 
 def find_prometheus() -> str:
@@ -118,17 +123,22 @@ def query(base_url: str, promql: str, timeout_seconds: float = 10) -> list[tuple
     """Instant vector of a PromQL expression: labels and value of each sample.
 
     Raises:
-        NodeError: when Prometheus doesn't answer, or answers with an error.
+        BadQueryError: when Prometheus can't read the expression, or it is of another type.
+        NodeError: when Prometheus doesn't answer, or answers with another error.
     """
     url = f"{base_url}/api/v1/query?{urllib.parse.urlencode({'query': promql})}"
     try:
         with urllib.request.urlopen(url, timeout=timeout_seconds) as response:  # noqa: S310 - our own http:// URL
             answer: dict[str, Any] = json.load(response)
     except urllib.error.HTTPError as error:
-        raise NodeError(f"Prometheus refused {promql!r}: {error.read().decode(errors='replace')}") from None
+        kind = BadQueryError if error.code == HTTPStatus.BAD_REQUEST else NodeError
+        raise kind(f"Prometheus refused {promql!r}: {_reason(error.read())}") from None
     except OSError as error:
         raise NodeError(f"Prometheus at {base_url} does not answer: {error}") from None
-    return [(sample["metric"], float(sample["value"][1])) for sample in answer["data"]["result"]]
+    found = answer["data"]
+    if found["resultType"] != "vector":
+        raise BadQueryError(f"{promql!r} gives a {found['resultType']}, and an instant vector is asked for")
+    return [(sample["metric"], float(sample["value"][1])) for sample in found["result"]]
 
 
 def is_ready(port: int) -> bool:
@@ -137,6 +147,14 @@ def is_ready(port: int) -> bool:
             return response.status == 200
     except OSError:
         return False
+
+
+def _reason(body: bytes) -> str:
+    """What Prometheus' API says of an error, without the JSON around it."""
+    try:
+        return str(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):
+        return body.decode(errors="replace")
 
 
 def _targets(node: Node, job: str) -> Path:

@@ -2,7 +2,7 @@
 // Inference Protocol V2 and the part of OpenAI's API that those tests need, and fails on request.
 //
 // Start faults are flags; faults at run time are set by POST /faults, whose fields change only what they name.
-// error_ratio and reset_ratio are met exactly (0.05 is every 20th inference), not by chance.
+// error_ratio and reset_ratio are met exactly (0.05 is every 20th inference), or, with a seed, by chance.
 package main
 
 import (
@@ -15,6 +15,7 @@ import (
 	"io"
 	"log"
 	"math"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os/signal"
@@ -31,6 +32,8 @@ type faults struct {
 	ErrorRatio float64 `json:"error_ratio"`
 	// ResetRatio of inferences get a TCP reset instead of an answer.
 	ResetRatio float64 `json:"reset_ratio"`
+	// Seed draws each inference's errors and resets by chance, the same for the same seed; 0 leaves nothing to chance.
+	Seed uint64 `json:"seed"`
 	// DelayMS is waited before an answer starts.
 	DelayMS int `json:"delay_ms"`
 	// Hang holds inferences until it is false again or the client leaves.
@@ -58,6 +61,7 @@ type server struct {
 	faults  faults
 	changed chan struct{} // closed whenever faults change
 	drawn   uint64
+	chance  *rand.Rand // of the faults' seed; nil where there is none
 
 	received, served atomic.Int64
 	inFlight         atomic.Int64
@@ -68,11 +72,22 @@ func (s *server) draw() (current faults, fail, reset bool) {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
 	due := func(ratio float64) bool {
+		if s.chance != nil {
+			return s.chance.Float64() < ratio
+		}
 		return math.Floor(float64(s.drawn+1)*ratio+1e-9) > math.Floor(float64(s.drawn)*ratio+1e-9)
 	}
 	fail, reset = due(s.faults.ErrorRatio), due(s.faults.ResetRatio)
 	s.drawn++
 	return s.faults, fail, reset
+}
+
+// suffer makes these the faults, from their first draw on; whoever shares the server holds its mutex.
+func (s *server) suffer(wanted faults) {
+	s.faults, s.drawn, s.chance = wanted, 0, nil
+	if wanted.Seed != 0 {
+		s.chance = rand.New(rand.NewPCG(wanted.Seed, 0))
+	}
 }
 
 func (s *server) current() (faults, <-chan struct{}) {
@@ -287,7 +302,7 @@ func (s *server) setFaults(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusBadRequest, map[string]string{"error": "no such faults: " + err.Error()})
 		return
 	}
-	s.faults, s.drawn = wanted, 0
+	s.suffer(wanted)
 	close(s.changed)
 	s.changed = make(chan struct{})
 	log.Printf("faults are now %+v", wanted)
@@ -361,6 +376,8 @@ func main() {
 	neverReady := flag.Bool("never-ready", false, "stay live without becoming ready")
 	readyAfter := flag.Duration("ready-after", 0, "become ready only after this long")
 	exitAfter := flag.Duration("exit-after", 0, "exit with status 1 after this long")
+	errorRatio := flag.Float64("error-ratio", 0, "as error_ratio of /faults, from the start")
+	seed := flag.Uint64("seed", 0, "as seed of /faults, from the start")
 	drain := flag.Duration("drain-timeout", 30*time.Second, "on SIGTERM, wait this long for requests in flight")
 	quiet := flag.Bool("quiet", false, "write no line a request")
 	flag.Parse()
@@ -368,8 +385,13 @@ func main() {
 
 	s := &server{
 		model: *model, version: *version, accessLog: !*quiet,
-		faults: faults{Ready: true}, changed: make(chan struct{}),
+		changed: make(chan struct{}),
 	}
+	first := faults{Ready: true, ErrorRatio: *errorRatio, Seed: *seed}
+	if err := first.check(); err != nil {
+		log.Fatalf("no such faults: %v", err)
+	}
+	s.suffer(first)
 	listener, err := net.Listen("tcp", net.JoinHostPort(*host, strconv.Itoa(*port)))
 	if err != nil {
 		log.Fatalf("can't listen: %v", err)
