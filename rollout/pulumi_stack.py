@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -38,6 +39,10 @@ _LOCK = re.compile(r"created by (?P<user>\S+)@(?P<host>\S+) \(pid (?P<pid>\d+)\)
 _EMPTY = re.compile(r"program exited with non-zero exit code|^(update|preview|destroy) (failed|canceled)$")
 """Messages that say no more than that something has failed."""
 _COLOUR = re.compile(r"<\{%[^%]*%\}>")
+
+
+_TORN_LOCK = "unexpected end of JSON input"
+"""What the CLI says of a lock without content."""
 
 
 class StackError(UserError):
@@ -179,6 +184,8 @@ class PulumiStack:
                 self._repair(stack, str(error), notify)
                 repaired = True
             except errors.CommandError as error:
+                if _TORN_LOCK in str(error) and self._clear_torn_locks(notify):
+                    continue
                 raise StackError(_reasons(self.config.address, problems, str(error))) from None
             else:
                 return Changes(counts, time.monotonic() - started)
@@ -201,6 +208,21 @@ class PulumiStack:
         if deployment.deployment and deployment.deployment.get("pending_operations"):
             deployment.deployment = adopt_pending(dict(deployment.deployment))
             stack.import_stack(deployment)
+
+    def _clear_torn_locks(self, notify: Callable[[str], None]) -> bool:
+        """Removes what a full disk left of locks in a backend of files; whether there was any.
+
+        A lock is written beside its place and renamed. An empty one is nobody's, unless it is just being written.
+        """
+        scheme, _, backend = self._environment().get("PULUMI_BACKEND_URL", "").partition("://")
+        stack = Path(".pulumi", "locks", "organization", self.config.team, self.config.name)
+        files = list((Path(backend).expanduser() / stack).glob("*.tmp")) if scheme == "file" else []
+        now = time.time()
+        torn = [file for file in files if not file.stat().st_size and now - file.stat().st_mtime > _CLOCK_SECONDS]
+        for file in torn:
+            notify(f"{self.config.address}: a full disk left an empty lock; removing {file.name}")
+            file.unlink(missing_ok=True)
+        return bool(torn)
 
     def _end_strays(self) -> None:
         """Ends what is left of a killed update's processes, which would act beside the next one."""

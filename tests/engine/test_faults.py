@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from infra.single_node.machine.supervisor import Supervisor
-from tests.engine.sandbox import Sandbox, names
+from tests.engine.sandbox import TEAM, Sandbox, names
 
 
 def kill_pulumi(project: Sandbox, lepton_pid: int) -> None:
@@ -241,3 +241,16 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         return b""
+
+
+def test_an_empty_lock_that_a_full_disk_left_hinders_nobody(project: Sandbox) -> None:
+    address = project.write_version("torn", "1.0.0")
+    project.must("deploy", address)
+    folder = project.root / ".state" / "backend" / ".pulumi" / "locks" / "organization" / TEAM / "dev.torn-1.0.0"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / "0190.json.1.tmp"
+    lock.touch()
+    os.utime(lock, (0, 0))
+    outcome = project.must("deploy", address)
+    assert f"a full disk left an empty lock; removing {lock.name}" in outcome.err
+    assert not lock.exists()
