@@ -11,8 +11,8 @@ import pytest
 from tests.plugins import oip_server
 
 _SLOWEST_FIRST = (
-    "docker/test_container_servers", "engine", "evaluation", "docker", "catalogue", "single_node", "rollout", "packaging",
-    "unit",
+    "docker/test_container_servers", "engine", "evaluation", "docker", "catalogue", "single_node", "rollout",
+    "packaging", "unit",
 )  # fmt: skip
 """How the paths begin, in the order in which files are given to workers.
 
