@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from io import StringIO
@@ -29,6 +30,7 @@ from infra.settings import (
     parse_value,
 )
 from infra.settings.values import TeamName
+from rollout.clock import Clock
 
 Kind = Literal["platform", "version", "endpoint"]
 StackSettings = PlatformSettings | VersionSettings | EndpointSettings
@@ -41,6 +43,9 @@ _KINDS: dict[Kind, type[StackSettings]] = {
 
 ROLLOUT_KEY = "lepton:rollout"
 """Config key of a rollout's state, beside `lepton:endpoint`."""
+
+_POLL_SECONDS = 0.2
+"""Between two looks whether a lock is free."""
 
 
 class UnknownStackError(UserError):
@@ -294,6 +299,37 @@ def _kind_and_document(file: Path, shown: str) -> tuple[Kind, Any]:
         given = " and ".join(f"lepton:{kind}" for kind in kinds) or "none"
         raise SettingsError(f"{shown}: a stack has one of {keys}; given: {given}")
     return kinds[0], config[f"lepton:{kinds[0]}"]
+
+
+@contextmanager
+def waited_for(
+    lock: Callable[[], AbstractContextManager[None]],
+    clock: Clock,
+    seconds: float = math.inf,
+    waiting: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
+    """Enters a project's lock once whoever holds it lets go; `waiting` is called once, if that takes any time.
+
+    `lock`: `holding` or `driving`; it is asked for anew each time.
+
+    Raises:
+        BusyError: when it is still held after so many seconds.
+    """
+    deadline = clock.monotonic() + seconds
+    waits = False
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(lock())
+                break
+            except BusyError:
+                if clock.monotonic() >= deadline:
+                    raise
+            if not waits:
+                waiting()
+            waits = True
+            clock.sleep(_POLL_SECONDS)
+        yield
 
 
 def write_config(stack: StackConfig, values: Mapping[str, Any]) -> None:

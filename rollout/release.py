@@ -11,13 +11,14 @@ from typing import Any, cast
 from infra.contracts import ObservationError, Observer, PlatformExports, Traffic, observer_of, shifter_of
 from infra.errors import UserError
 from infra.settings import EndpointSettings, SettingsError
-from infra.settings.fence import CHANGED, Fence
+from infra.settings.fence import CHANGED, Fence, Follows
 from rollout.author import acting_user
 from rollout.clock import Clock, SystemClock
 from rollout.driving.state import ENDED, Phase, RequestError
 from rollout.project import ROLLOUT_KEY, BusyError, Project, StackConfig, write_config
 from rollout.pulumi_stack import Changes, PulumiStack, StackError
 from rollout.revisions import Revision, revisions
+from rollout.strategies import words
 
 _VERIFY_SECONDS = 10
 _POLL_SECONDS = 0.05
@@ -111,7 +112,7 @@ class Releases:
                 raise SettingsError(f"{endpoint.address} has no variant {version} to drop; it has {', '.join(current)}")
             kept = {version: weight for version, weight in {**current, **weights}.items() if version not in dropped}
             variants = [{"version": version, "weight": weight} for version, weight in kept.items()]
-            said = " ".join(f"{version}={weight}" for version, weight in kept.items())
+            said = words(kept)
             rollout = self.paused(endpoint, f"traffic set by {by or acting_user(self._project.root)}: {said}")
             return self.apply(endpoint, document | {"variants": variants}, f"traffic set {said}", rollout=rollout)
 
@@ -145,8 +146,7 @@ class Releases:
         )
         # What the driver expected of the stack no longer holds, so this follows whatever is there now.
         outputs = self._outputs(endpoint)
-        maker = (outputs or {}).get("rollout") or {}
-        follows = {"weights": outputs["weights"], "driver": maker.get("driver")} if outputs else None
+        follows = Follows.exported(outputs).model_dump() if outputs else None
         changed = {"phase": _PAUSED, "reason": reason, "since": self._clock.now().isoformat()}
         return state | changed | {"request": None, "follows": follows}
 
@@ -204,7 +204,7 @@ class Releases:
             elif shifted is not None:
                 # The old config would have the next update undo what the emergency asked for.
                 raise NotFollowedError(
-                    f"{endpoint.address}: the data plane has the new weights, {_said(changed.endpoint.weights)}, and "
+                    f"{endpoint.address}: the data plane has the new weights, {words(changed.endpoint.weights)}, and "
                     f"so has {endpoint.shown}; its stack did not follow, and `lepton deploy {endpoint.address}` makes "
                     f"it: {error or type(error).__name__}"
                 ) from error
@@ -236,7 +236,7 @@ class Releases:
                 shifter_of(self.platform(settings.environment)).shift(endpoint.team, settings.model, left)
         except UserError as error:
             self._notify(
-                f"{endpoint.address}: the data plane may have {_said(given)}, which its stack has not; `lepton deploy "
+                f"{endpoint.address}: the data plane may have {words(given)}, which its stack has not; `lepton deploy "
                 f"{endpoint.address}` where the stack was changed makes them agree: {error}"
             )
 
@@ -321,8 +321,4 @@ def _same_shadow(found: Mapping[str, float], wanted: Mapping[str, float]) -> boo
 
 def _traffic_said(weights: Mapping[str, int], shadow: Mapping[str, float]) -> str:
     copies = "".join(f", and {percent:g} % copied to {version}" for version, percent in shadow.items())
-    return (_said(weights) or "no weights") + copies
-
-
-def _said(weights: Mapping[str, int]) -> str:
-    return " ".join(f"{version}={weight}" for version, weight in weights.items())
+    return (words(weights) or "no weights") + copies

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from infra.contracts import Traffic
 from infra.errors import UserError
 from rollout.capacity import Capacity, Refusal, Standing
 from rollout.clock import Clock, SystemClock
-from rollout.project import ROLLOUT_KEY, BusyError, Project, StackConfig, write_config
+from rollout.project import ROLLOUT_KEY, Project, StackConfig, waited_for, write_config
 from rollout.pulumi_stack import NoStackError
 from rollout.release import NotDeployedError, Notify, NotVerifiedError, Releases
 from rollout.revisions import (
@@ -38,7 +38,6 @@ _POLICY = ("rollout", "guard")
 
 _PATIENCE_SECONDS = 60.0
 """For what other commands do: a rollout's driver holds the endpoint for some seconds a step."""
-_POLL_SECONDS = 0.1
 _PAUSE_SECONDS = 1.0
 """Between two attempts to bring back what another command takes down."""
 
@@ -197,24 +196,13 @@ class Rollbacks:
 
     # -- inside
 
-    @contextmanager
-    def _holding(self, endpoint: StackConfig, patience: float) -> Iterator[None]:
+    def _holding(self, endpoint: StackConfig, patience: float) -> AbstractContextManager[None]:
         """Waits for another command that changes the endpoint. Raises BusyError."""
-        deadline = self._clock.monotonic() + patience
-        said = False
-        with ExitStack() as held:
-            while True:
-                try:
-                    held.enter_context(self._project.holding(endpoint))
-                    break
-                except BusyError:
-                    if self._clock.monotonic() >= deadline:
-                        raise
-                if not said:
-                    self._notify(f"{endpoint.address}: waiting for another lepton on this machine that is changing it")
-                    said = True
-                self._clock.sleep(_POLL_SECONDS)
-            yield
+
+        def waiting() -> None:
+            self._notify(f"{endpoint.address}: waiting for another lepton on this machine that is changing it")
+
+        return waited_for(lambda: self._project.holding(endpoint), self._clock, patience, waiting)
 
     def _find_way(self, endpoint: StackConfig, target: Target) -> tuple[Report, _Way]:
         started = self._clock.monotonic()

@@ -198,14 +198,11 @@ def _detach(project: Project, stack: StackConfig, *, as_json: bool) -> None:
     """Has a process of its own go on with the rollout, and returns once that has taken it over."""
     from rollout.clock import SystemClock  # noqa: PLC0415
     from rollout.driving.asking import require_taken_over  # noqa: PLC0415
+    from rollout.driving.driver import under_way  # noqa: PLC0415
     from rollout.driving.state import find_state  # noqa: PLC0415
     from rollout.records.record import Record  # noqa: PLC0415
 
-    state = find_state(stack, context.releases().pulumi(stack))
-    if state is None:
-        from rollout.driving.driver import NoRolloutError  # noqa: PLC0415
-
-        raise NoRolloutError(f"{stack.address}: no rollout is under way; `lepton rollout start` begins one")
+    state = under_way(stack.address, find_state(stack, context.releases().pulumi(stack)))
     log = Record.of(project, stack, state.id).folder / "driver.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-c", "from cli.main import main; main()", "rollout", "resume", stack.address]

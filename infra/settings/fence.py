@@ -17,11 +17,17 @@ CHANGED = "the stack was changed meanwhile"
 class Follows(BaseModel):
     """What the stack's last update left."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     weights: dict[str, int]
     driver: str | None = None
     """Who made it; None: no rollout's driver."""
+
+    @classmethod
+    def exported(cls, outputs: Mapping[str, Any]) -> Follows:
+        """As an endpoint stack's outputs say it; without weights where it isn't up."""
+        maker: Mapping[str, Any] = outputs.get("rollout") or {}
+        return cls(weights=outputs.get("weights", {}), driver=maker.get("driver"))
 
 
 class Fence(BaseModel):
@@ -44,7 +50,7 @@ class Fence(BaseModel):
         if not outputs:
             return None
         maker: Mapping[str, Any] = outputs.get("rollout") or {}
-        found = Follows(weights=outputs["weights"], driver=maker.get("driver"))
+        found = Follows.exported(outputs)
         if self.follows is None:
             begun = self.step > 0 or self.phase in ("baking", "finishing")
             if not begun or (maker.get("id"), maker.get("driver")) == (self.id, self.driver):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-from contextlib import ExitStack
 from pathlib import Path
 
 from infra.errors import UserError
 from rollout.clock import Clock
-from rollout.driving.driver import NoRolloutError
+from rollout.driving.driver import under_way
 from rollout.driving.state import Request, RequestError, RolloutState, adopted, find_state, read_state
-from rollout.project import ROLLOUT_KEY, BusyError, Project, StackConfig, write_config
+from rollout.project import ROLLOUT_KEY, BusyError, Project, StackConfig, waited_for, write_config
 from rollout.release import Releases
 
 _POLL_SECONDS = 0.2
@@ -44,9 +43,9 @@ def ask(
         NotTakenUpError: when the driver hasn't within so many seconds, or has ended without; the request stays then.
     """
     deadline = clock.monotonic() + seconds
-    with ExitStack() as held:
-        _hold(held, project, endpoint, clock, deadline)
-        state = _found(endpoint, read_state(endpoint))
+    # The driver itself holds it while it sets weights.
+    with waited_for(lambda: project.holding(endpoint), clock, seconds):
+        state = under_way(endpoint.address, read_state(endpoint))
         if state.phase == "taking back":
             raise RequestError(f"{endpoint.address}: rollout {state.id} is being taken back: {state.reason}")
         if request == "pause":
@@ -82,10 +81,9 @@ def pause_undriven(
         NoRolloutError: where none is under way.
         RequestError: where it can't be paused.
     """
-    with ExitStack() as held:
-        _hold(held, project, endpoint, clock, clock.monotonic())
+    with project.holding(endpoint):
         stack = releases.pulumi(endpoint)
-        state = _found(endpoint, find_state(endpoint, stack))
+        state = under_way(endpoint.address, find_state(endpoint, stack))
         if state.phase == "paused":
             return state, True
         paused = state.enter("paused", clock.now(), f"paused by {by}")
@@ -110,22 +108,3 @@ def require_taken_over(
             end = "\n".join(log.read_text(errors="replace").splitlines()[-_SHOWN_LINES:])
             raise NotTakenUpError(f"{endpoint.address}: the process {process.pid} did not begin to drive it:\n{end}")
         clock.sleep(_POLL_SECONDS)
-
-
-def _found(endpoint: StackConfig, state: RolloutState | None) -> RolloutState:
-    if state is None:
-        raise NoRolloutError(f"{endpoint.address}: no rollout is under way; `lepton rollout start` begins one")
-    return state
-
-
-def _hold(held: ExitStack, project: Project, endpoint: StackConfig, clock: Clock, deadline: float) -> None:
-    """Waits for what changes the endpoint now: the driver itself holds it while it sets weights."""
-    while True:
-        try:
-            held.enter_context(project.holding(endpoint))
-        except BusyError:
-            if clock.monotonic() > deadline:
-                raise
-            clock.sleep(_POLL_SECONDS)
-        else:
-            return

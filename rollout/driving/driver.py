@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -24,11 +24,11 @@ from rollout.capacity import CapacityError
 from rollout.driving.means import Judging, Means, Recording, Sampling
 from rollout.driving.quiet_hours import quiet_until
 from rollout.driving.state import Follows, GateOutcome, Phase, RolloutState, adopted, find_state, read_state
-from rollout.driving.traffic import final, restored, shadow_in, shares, with_step, with_variants, words
-from rollout.project import ROLLOUT_KEY, BusyError, StackConfig, UnknownStackError, write_config
+from rollout.driving.traffic import final, restored, shadow_in, shares, with_step, with_variants
+from rollout.project import ROLLOUT_KEY, StackConfig, UnknownStackError, waited_for, write_config
 from rollout.pulumi_stack import StackError
 from rollout.release import FencedError
-from rollout.strategies import Step, adapt, moving, winner_step
+from rollout.strategies import Step, adapt, moving, winner_step, words
 
 T = TypeVar("T")
 
@@ -161,9 +161,7 @@ class Driver:
         """Makes this the rollout's driver."""
         endpoint = self._endpoint()
         with self._held():
-            found = find_state(endpoint, self._releases.pulumi(endpoint))
-            if found is None:
-                raise NoRolloutError(f"{self._address}: no rollout is under way; `lepton rollout start` begins one")
+            found = under_way(self._address, find_state(endpoint, self._releases.pulumi(endpoint)))
             state = change(found).model_copy(update={"driver": self._name, "turn": found.turn + 1})
             self._known = self._ask_stack(state)
             state = state.model_copy(update={"follows": self._known})
@@ -523,7 +521,7 @@ class Driver:
                 f"{'rollout ' + made['id'] if made else 'none'}: it was ended elsewhere. Take {ROLLOUT_KEY} out of the "
                 "file, or get it as it is there"
             )
-        found = Follows(weights=outputs.get("weights", {}), driver=made["driver"] if made else None)
+        found = Follows.exported(outputs)
         if self._possible and found not in self._possible:
             raise SupersededError(f"{self._address}: somebody else has updated the stack to {words(found.weights)}")
         return found
@@ -707,32 +705,13 @@ class Driver:
                     raise
             self._clock.sleep(_BUSY_SECONDS)
 
-    @contextmanager
-    def _driving(self) -> Iterator[None]:
+    def _driving(self) -> AbstractContextManager[None]:
         """Makes this process the endpoint's driver. One that is just ending, or only asks who drives, is waited for."""
-        deadline = self._clock.monotonic() + _ENDING_SECONDS
-        with ExitStack() as held:
-            while True:
-                try:
-                    held.enter_context(self._project.driving(self._endpoint()))
-                    break
-                except BusyError:
-                    if self._clock.monotonic() > deadline:
-                        raise
-                self._clock.sleep(_BUSY_SECONDS)
-            yield
+        return waited_for(lambda: self._project.driving(self._endpoint()), self._clock, _ENDING_SECONDS)
 
-    @contextmanager
-    def _held(self) -> Iterator[None]:
+    def _held(self) -> AbstractContextManager[None]:
         """Waits for other commands that are changing the endpoint."""
-        with ExitStack() as held:
-            while True:
-                try:
-                    held.enter_context(self._project.holding(self._endpoint()))
-                    break
-                except BusyError:
-                    self._clock.sleep(_BUSY_SECONDS)
-            yield
+        return waited_for(lambda: self._project.holding(self._endpoint()), self._clock)
 
     def _until_done(self, do: Callable[[], T]) -> T:
         """Tries again, in ever longer intervals, whatever goes wrong but that this driver is superseded."""
@@ -756,6 +735,13 @@ class Driver:
         except (UserError, OSError) as error:
             self._means.say(str(error))
             return None
+
+
+def under_way(address: str, state: RolloutState | None) -> RolloutState:
+    """Raises NoRolloutError where there is none."""
+    if state is None:
+        raise NoRolloutError(f"{address}: no rollout is under way; `lepton rollout start` begins one")
+    return state
 
 
 def active(address: str, state: RolloutState) -> str:

@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from infra.errors import UserError
 from infra.settings.rollout import Hook, Notification
+from rollout.strategies import words
 
 _TELL_SECONDS = 3.0
 _STOP_SECONDS = 2.0
@@ -180,7 +181,7 @@ def _variables(facts: Mapping[str, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in facts.items():
         if name == "weights" and isinstance(value, Mapping):
-            text = " ".join(f"{version}={weight}" for version, weight in value.items())
+            text = words(value)
         elif isinstance(value, str | int | float):
             text = str(value)
         else:

@@ -14,11 +14,11 @@ from infra.settings.rollout import RolloutSettings
 from rollout.driving.asking import is_driven
 from rollout.driving.driver import RolloutActiveError, active
 from rollout.driving.state import RolloutState, find_state
-from rollout.driving.traffic import shadow_in, shares, words
+from rollout.driving.traffic import shadow_in, shares
 from rollout.planning.plan import Plan
 from rollout.project import Project, StackConfig
 from rollout.release import NotDeployedError, Releases
-from rollout.strategies import Step
+from rollout.strategies import Step, words
 from rollout.strategies.move import Move
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from infra.errors import UserError
 from infra.settings import SettingsError, parse_settings
+from infra.settings.fence import Follows
 from infra.settings.rollout import RolloutSettings, StrategyName
 from rollout.project import ROLLOUT_KEY, StackConfig
 from rollout.strategies import Step
@@ -79,16 +80,6 @@ class GateOutcome(BaseModel):
     version: str
     verdict: Literal["pass", "fail", "inconclusive"]
     reason: str
-
-
-class Follows(BaseModel):
-    """What the stack must export for an update to be the next of its rollout; the program checks it under the lock."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    weights: dict[str, int]
-    driver: str | None = None
-    """None: no rollout was there."""
 
 
 class RolloutState(BaseModel):

@@ -50,10 +50,6 @@ def shares(weights: Mapping[str, int]) -> dict[str, int]:
     return {version: weight for version, weight in weights.items() if weight}
 
 
-def words(weights: Mapping[str, int]) -> str:
-    return " ".join(f"{version}={weight}" for version, weight in weights.items())
-
-
 def _naming(document: Document, baseline: str | None) -> Document:
     rest = {key: value for key, value in document.items() if key != "baseline"}
     return rest if baseline is None else rest | {"baseline": baseline}

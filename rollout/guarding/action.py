@@ -21,6 +21,7 @@ from rollout.guarding.rules import way_back
 from rollout.project import BusyError, Project, StackConfig
 from rollout.release import Notify, Releases
 from rollout.rollback import Rollbacks, Target
+from rollout.strategies import words
 
 AUTHOR = "guard"
 """Who the history has an action by."""
@@ -133,7 +134,7 @@ def _drop(project: Project, releases: Releases, endpoint: StackConfig, order: Ma
             rollout=releases.paused(endpoint, message),
             fast=True,
         )
-    said = " ".join(f"{variant['version']}={variant['weight']}" for variant in variants)
+    said = words({variant["version"]: variant["weight"] for variant in variants})
     took = f"{changes.shift_seconds:.1f} s, and its stack {changes.seconds:.1f} s"
     return f"{order['version']} has no weight any more: {said} ({took})"
 
@@ -158,7 +159,7 @@ def _roll_back(
         # What it waited for would have changed what was judged; the guard looks again, and comes back.
         patience=0,
     )
-    said = " ".join(f"{version}={weight}" for version, weight in report.revision.weights.items())
+    said = words(report.revision.weights)
     problems = "".join(f"; {problem}" for problem in report.problems)
     return f"back to revision {target.number}: {said} ({report.seconds:.1f} s){problems}"
 

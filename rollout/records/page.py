@@ -38,6 +38,7 @@ from rollout.records.series import (
 )
 from rollout.records.style import STYLE
 from rollout.records.summary import phases
+from rollout.strategies import words
 
 if TYPE_CHECKING:
     from rollout.records.record import Event, Seen
@@ -85,7 +86,7 @@ def render(record: Mapping[str, Any], events: Sequence[Event], seen: Sequence[Se
 def _head(record: Mapping[str, Any]) -> str:
     outcome = record["outcome"]
     rollback = record["rollback"]
-    moved = f"{_weights(record['initial']['weights'])} → {_weights(record['steps'][-1]['weights'])}"
+    moved = f"{words(record['initial']['weights'])} → {words(record['steps'][-1]['weights'])}"
     facts = {
         "Strategy": record["strategy"],
         "From, to": moved,
@@ -132,7 +133,7 @@ def _steps(record: Mapping[str, Any]) -> str:
         rows.append(
             [
                 str(step["step"]),
-                escape(_weights(step["weights"]) + (f" ({shadow})" if shadow else "")),
+                escape(words(step["weights"]) + (f" ({shadow})" if shadow else "")),
                 f"{step['percent']:.3g} %",
                 _moment(step["began"]) if step["began"] else "-",
                 duration(step["update_seconds"]) if step["update_seconds"] is not None else "-",
@@ -198,10 +199,6 @@ def _table(
     heading = f"<h2>{title}</h2>" if title else ""
     table = f'<table id="{name}"><thead><tr>{cells("th", heads)}</tr></thead><tbody>{body}</tbody></table>'
     return f'{heading}<div class="wide">{table}</div>'
-
-
-def _weights(weights: Mapping[str, int]) -> str:
-    return " ".join(f"{version}={weight}" for version, weight in weights.items())
 
 
 def _moment(text: str) -> str:
@@ -272,7 +269,7 @@ def _timeline(
         reason = str(event.facts.get("reason", ""))
         if event.kind == "baking":
             weights = event.facts.get("weights", {})
-            marks.append(Mark(moment, f"step {event.facts.get('step', '?')}", "step", _weights(weights)))
+            marks.append(Mark(moment, f"step {event.facts.get('step', '?')}", "step", words(weights)))
         elif event.kind == "taking back":
             marks.append(Mark(moment, "rollback", "rollback", reason))
         elif event.kind in _OUTCOMES:
@@ -318,7 +315,7 @@ def _weights_figure(
         for moment, weights in changes
         if sum(weights.values())
     ]
-    text = f"From {_weights(record['initial']['weights'])}, in {len(record['steps'])} steps. {record['outcome']}."
+    text = f"From {words(record['initial']['weights'])}, in {len(record['steps'])} steps. {record['outcome']}."
     keys = [(versions.index(name), name) for name in shown]
     drawn = draw_shares("weights", "Weights", text, shares, keys, timeline)
     return _framed("Weights", drawn, keys, "As the data plane had them.")

@@ -26,10 +26,10 @@ from infra.settings.rollout import RolloutSettings, StrategyName
 from rollout.strategies import ab, adaptive, blue_green, canary, rolling, shadow
 from rollout.strategies.adaptive import adapt
 from rollout.strategies.move import Move, Stage
-from rollout.strategies.step import Step, StrategyError
+from rollout.strategies.step import Step, StrategyError, words
 from rollout.strategies.weights import common_sum, whole_weights
 
-__all__ = ["Step", "StrategyError", "adapt", "moving", "plan_steps", "winner_step"]
+__all__ = ["Step", "StrategyError", "adapt", "moving", "plan_steps", "winner_step", "words"]
 
 _STRATEGIES: dict[StrategyName, Callable[[Move, RolloutSettings], list[Stage]]] = {
     "canary": canary.stages,

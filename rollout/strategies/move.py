@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from rollout.strategies.step import StrategyError
+from rollout.strategies.step import StrategyError, words
 
 Shares = Mapping[str, Fraction]
 """By version; the sum is 1."""
@@ -44,7 +44,7 @@ class Move:
             replicas={version: replicas.get(version, 0) for version in versions},
         )
         if move.current == move.target:
-            raise StrategyError(f"nothing to move: the endpoint has the shares of {_said(target)} already")
+            raise StrategyError(f"nothing to move: the endpoint has the shares of {words(target)} already")
         return move
 
     @property
@@ -101,10 +101,6 @@ def _shares(weights: Mapping[str, int], versions: list[str], verb: str) -> dict[
     total = sum(weights.values())
     if any(weight < 0 for weight in weights.values()) or total == 0:
         raise StrategyError(
-            f"the endpoint {verb} {_said(weights) or 'no variant'}: weights are integers from 0, and one is above 0"
+            f"the endpoint {verb} {words(weights) or 'no variant'}: weights are integers from 0, and one is above 0"
         )
     return {version: Fraction(weights.get(version, 0), total) for version in versions}
-
-
-def _said(weights: Mapping[str, int]) -> str:
-    return " ".join(f"{version}={weight}" for version, weight in weights.items())

@@ -1,6 +1,9 @@
-"""A step of a rollout, and the error of a strategy that can't make any."""
+"""A step of a rollout, its weights in words, and the error of a strategy that can't make any."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -28,3 +31,8 @@ class Step(BaseModel):
     """Whether somebody has to approve it before it begins."""
     percent: float
     """How much of what moves is where it is to be after the step."""
+
+
+def words(weights: Mapping[str, Any]) -> str:
+    """Weights, or shares, as commands and messages say them: `1.0.0=90 1.1.0=10`."""
+    return " ".join(f"{version}={weight}" for version, weight in weights.items())

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 from rollout.strategies.move import Move, Shares
-from rollout.strategies.step import StrategyError
+from rollout.strategies.step import StrategyError, words
 
 _GREATEST_SUM = 1_000_000
 """So that no weight is above what `infra.settings.values.Weight` lets it be, whichever version gets all."""
@@ -26,7 +26,7 @@ def common_sum(move: Move, steps: Sequence[Shares], round_number: int) -> int:
     # Bystanders have the target's share in all steps, so that they are exact too.
     target = _denominator(move.target.values())
     if target > _GREATEST_SUM:
-        said = " ".join(f"{version}={share * target}" for version, share in move.target.items())
+        said = words({version: share * target for version, share in move.target.items()})
         raise StrategyError(f"{said}: the sum of these is above {_GREATEST_SUM}; ask for shares in smaller numbers")
     return _GREATEST_SUM // target * target
 
