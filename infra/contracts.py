@@ -166,6 +166,39 @@ class Room(TypedDict):
     """What its versions' replicas are promised, used or not. One that is promised nothing counts as nothing."""
 
 
+class Held(TypedDict):
+    """What one holder's replicas are promised on a node."""
+
+    holder: str
+    """`TEAM/ENV.MODEL-VERSION`, or whatever else holds it."""
+    replicas: int
+    priority: str
+    """As in a version's settings; of others, what the environment calls it."""
+    cpu: float
+    """Cores, of all these replicas together; memory and GPUs too."""
+    memory: int
+    gpus: dict[str, int]
+
+
+class NodeInventory(TypedDict):
+    """One machine of an environment, and what of it is spoken for."""
+
+    name: str
+    pool: str
+    """Empty where it is of none."""
+    product: str | None
+    """Of its GPUs."""
+    ready: bool
+    """Whether new replicas may come."""
+    cpu: float
+    """Cores."""
+    memory: int
+    """Bytes."""
+    gpus: dict[str, int]
+    """By resource: `nvidia.com/gpu` for whole ones, `nvidia.com/mig-PROFILE` for slices, `nvidia.com/gpu.shared`."""
+    held: list[Held]
+
+
 class Observer(Protocol):
     """Reads the data plane of one environment. Every method raises ObservationError when it can't be read."""
 
@@ -181,6 +214,21 @@ class Observer(Protocol):
 
     def room(self) -> Room:
         """What the environment has, and what of it is spoken for."""
+        ...
+
+    def inventory(self) -> list[NodeInventory]:
+        """The same machine by machine."""
+        ...
+
+    def why_not_ready(self, team: str, model: str, version: str) -> list[str]:
+        """What keeps a version's replicas from being ready, a line each; empty where nothing is known to."""
+        ...
+
+    def split(self, team: str, model: str, requests: int) -> dict[str, int] | None:
+        """How many of so many requests of its own each version answered, as a client sees it.
+
+        None where `traffic` is the data plane's own word already, or answers don't name their version.
+        """
         ...
 
 

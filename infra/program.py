@@ -27,6 +27,7 @@ from infra.settings import (
     parse_value,
 )
 from infra.settings.fence import Fence
+from infra.settings.modes import refuse_foreign
 from infra.settings.platform import Mode
 from infra.settings.values import TeamName
 
@@ -65,7 +66,13 @@ def _version(config: pulumi.Config) -> Component:
     settings = _settings("version", VersionSettings)
     platform_outputs, _ = _read_stacks(settings.environment)
     factory = _of_mode(contracts.version_of, platform_outputs["mode"])
-    return factory(_stack(), settings, platform_outputs, secret=_is_secret(config, "version"))
+    try:
+        refuse_foreign(settings, platform_outputs["mode"], file=_file(), key="lepton:version")
+        return factory(_stack(), settings, platform_outputs, secret=_is_secret(config, "version"))
+    except SettingsError as error:
+        raise pulumi.RunError(str(error)) from None
+    except UserError as error:
+        raise pulumi.RunError(f"{_file()}: {error}") from None
 
 
 def _endpoint(config: pulumi.Config) -> Component:
@@ -89,9 +96,11 @@ def _endpoint(config: pulumi.Config) -> Component:
                 f"deployed in {settings.environment}; run `lepton deploy {stack}` first"
             )
     versions = cast("dict[str, VersionExports]", dict(zip(settings.versions, others, strict=True)))
-    component = _of_mode(contracts.endpoint_of, platform_outputs["mode"])(
-        _stack(), settings, platform_outputs, versions
-    )
+    factory = _of_mode(contracts.endpoint_of, platform_outputs["mode"])
+    try:
+        component = factory(_stack(), settings, platform_outputs, versions)
+    except UserError as error:
+        raise pulumi.RunError(f"{_file()}: {error}") from None
     # No mode's business.
     pulumi.export("rollout", fence and fence.model_dump(include={"id", "driver", "step"}))
     return component

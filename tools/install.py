@@ -1,4 +1,4 @@
-"""Gives `.tools/bin` the third-party commands of `tools/pins.toml` that this machine lacks.
+"""Gives `.tools/bin` the third-party commands of `tools/pins.toml` that this machine lacks, and `.tools/share` files.
 
 A family whose commands are all on PATH is left alone. Any other is built from its pinned Go modules, once a machine:
 into the user's cache, under a key made of everything that decides the outcome. A second clone only links.
@@ -28,6 +28,7 @@ from typing import Any
 
 TOOLS = Path(__file__).resolve().parent
 BIN = TOOLS.parent / ".tools" / "bin"
+SHARE = TOOLS.parent / ".tools" / "share"
 STILL_BUILDING_SECONDS = 30
 OUTPUT_LINES_SHOWN = 20
 
@@ -45,10 +46,12 @@ class Family:
     minutes: int
     build: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
     copy: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    rename: dict[str, str] = field(default_factory=dict[str, str])
+    files: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
     def modules(self) -> list[Path]:
         """The folders of its Go modules."""
-        return sorted({TOOLS / part["go_mod"] for part in [*self.build, *self.copy]})
+        return sorted({TOOLS / part["go_mod"] for part in [*self.build, *self.copy, *self.files]})
 
 
 def say(family: Family, text: str) -> None:
@@ -61,7 +64,7 @@ def install(family: Family, cache: Path) -> None:
     Raises:
         InstallError: when that takes a build and Go is missing or the build fails.
     """
-    if place := on_path(family):
+    if not family.files and (place := on_path(family)):
         unlink(family)
         say(family, f"on PATH already, in {place}")
         return
@@ -96,7 +99,8 @@ def go_needed(family: Family) -> str:
 def key(family: Family, go: str) -> str:
     """Names a build by what decides its outcome: the pins, the modules' files, the platform and the compiler."""
     pins = {"commands": family.commands, "build": [build_command(go, part)[1:] for part in family.build]}
-    digest = hashlib.sha256(json.dumps({**pins, "copy": family.copy}, sort_keys=True).encode())
+    more = {name: value for name in ("rename", "files") if (value := getattr(family, name))}
+    digest = hashlib.sha256(json.dumps({**pins, "copy": family.copy, **more}, sort_keys=True).encode())
     for module in family.modules():
         digest.update(run([go, "env", "GOOS", "GOARCH", "GOVERSION"], module).encode())
         for file in sorted(path for path in module.rglob("*") if path.is_file()):
@@ -119,13 +123,17 @@ def build(family: Family, go: str, built: Path) -> None:
     try:
         for part in family.build:
             run([*build_command(go, part), "-o", f"{unfinished}/", "tool"], TOOLS / part["go_mod"], family)
+        for built_as, command in family.rename.items():
+            (unfinished / built_as).rename(unfinished / command)
         for part in family.copy:
-            folder = TOOLS / part["go_mod"]
-            run([go, "mod", "download", part["module"]], folder)
-            source = Path(run([go, "list", "-mod=readonly", "-m", "-f", "{{.Dir}}", part["module"]], folder).strip())
             for file in part["files"]:
-                copied = shutil.copyfile(source / file, unfinished / Path(file).name)
+                copied = shutil.copyfile(source(go, part) / file, unfinished / Path(file).name)
                 copied.chmod(0o755)  # published modules hold no file modes
+        for part in family.files:
+            share = unfinished / "share" / part["to"]
+            share.mkdir(parents=True)
+            for file in part["files"]:
+                shutil.copyfile(source(go, part) / file, share / Path(file).name)
         if missing := [command for command in family.commands if not (unfinished / command).exists()]:
             raise InstallError(f"{family.name}: pins.toml names commands that its build did not make: {missing}")
         unfinished.chmod(0o755)
@@ -133,6 +141,13 @@ def build(family: Family, go: str, built: Path) -> None:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     say(family, f"built in {time.monotonic() - started:.0f} s")
+
+
+def source(go: str, part: dict[str, Any]) -> Path:
+    """The folder of a published module."""
+    folder = TOOLS / part["go_mod"]
+    run([go, "mod", "download", part["module"]], folder)
+    return Path(run([go, "list", "-mod=readonly", "-m", "-f", "{{.Dir}}", part["module"]], folder).strip())
 
 
 def run(command: list[str], folder: Path, family: Family | None = None) -> str:
@@ -174,12 +189,14 @@ def lock(family: Family, cache: Path) -> Iterator[None]:
 
 
 def link(family: Family, built: Path) -> None:
-    BIN.mkdir(parents=True, exist_ok=True)
-    for command in family.commands:
+    links = {BIN / command: built / command for command in family.commands}
+    links |= {SHARE / part["to"]: built / "share" / part["to"] for part in family.files}
+    for place, target in links.items():
+        place.parent.mkdir(parents=True, exist_ok=True)
         # By rename: a command may be in use while its pins change.
-        new = BIN / f".{command}.{os.getpid()}"
-        new.symlink_to(built / command)
-        new.replace(BIN / command)
+        new = place.with_name(f".{place.name}.{os.getpid()}")
+        new.symlink_to(target)
+        new.replace(place)
 
 
 def unlink(family: Family) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from infra.names import platform_stack
+from infra.settings.cluster import ClusterSettings
 from infra.settings.values import Name, Port, Seconds, Settings, TeamName
 
 Mode = Literal["single-node", "cluster", "cloud"]
@@ -95,7 +96,21 @@ class PlatformSettings(Settings):
     guard: bool = Field(default=True, strict=True)
     """Whether `lepton guard` runs here, for the endpoints that have rules."""
     node: NodeSettings = Field(default_factory=NodeSettings)
+    """Of mode single-node."""
     monitoring: MonitoringSettings = Field(default_factory=MonitoringSettings)
+    """Of mode single-node."""
+    cluster: ClusterSettings | None = None
+    """Of mode cluster."""
+
+    @model_validator(mode="after")
+    def _is_of_one_mode(self) -> PlatformSettings:
+        if self.mode == "cluster" and self.cluster is None:
+            raise ValueError("mode 'cluster' needs 'cluster': which cluster, its teams and its Gateway")
+        own = {"single-node": {"node", "monitoring"}, "cluster": {"cluster"}}
+        foreign = [key for mode, keys in own.items() if mode != self.mode for key in keys & self.model_fields_set]
+        if foreign:
+            raise ValueError(f"{foreign[0]!r} is not of mode {self.mode!r}; leave it out, or change the mode")
+        return self
 
     @model_validator(mode="after")
     def _ports_are_apart(self) -> PlatformSettings:

@@ -11,6 +11,7 @@ from infra.settings.platform import Runtime
 from infra.settings.values import Bytes, Digest, Name, Seconds, SemanticVersion, Settings
 
 Protocol = Literal["oip-v2", "openai"]
+Priority = Literal["serving-critical", "serving", "batch"]
 
 PLACEHOLDERS = ("model_dir", "model", "version", "host", "http_port", "grpc_port", "metrics_port")
 """What a server's command and environment may name in braces."""
@@ -104,7 +105,53 @@ class Resources(Settings):
     memory: Bytes | None = None
     """At most; enforced where the machine lets us."""
     gpu: int = Field(default=0, ge=0, strict=True)
-    """Whole GPUs, reserved for the replica."""
+    """GPUs, reserved for the replica: whole ones, or as many parts of them as `mig` or `gpu_shared` says."""
+    gpu_product: str | None = None
+    """Only on GPUs of this kind: what nodes are labelled with as `nvidia.com/gpu.product`."""
+    mig: str | None = Field(default=None, pattern=r"^\d+g\.\d+gb(\+me)?$")
+    """The profile of the MIG slices that `gpu` counts, such as `1g.10gb`."""
+    gpu_shared: bool = Field(default=False, strict=True)
+    """Whether `gpu` counts time slices of GPUs that others use too."""
+    device_class: str | None = None
+    """The DRA DeviceClass that the GPUs are claimed by, such as `gpu.nvidia.com`, instead of a device plugin."""
+
+    @model_validator(mode="after")
+    def _gpus_are_of_one_kind(self) -> Resources:
+        kinds = [name for name in ("mig", "gpu_shared", "device_class") if getattr(self, name)]
+        if len(kinds) > 1:
+            raise ValueError(f"{' and '.join(repr(kind) for kind in kinds)} exclude each other; give one of them")
+        if (kinds or self.gpu_product) and not self.gpu:
+            raise ValueError(f"{(kinds or ['gpu_product'])[0]!r} is about GPUs, and 'gpu' is 0; give how many")
+        return self
+
+
+class Autoscaling(Settings):
+    """Between which numbers of replicas a version moves by itself, and by what."""
+
+    min: int = Field(default=1, ge=0, le=10_000, strict=True)
+    """0 where something else than the version's own use wakes it: with `by: in-flight` or `queue` and KEDA."""
+    max: int = Field(ge=1, le=10_000, strict=True)
+    by: Literal["cpu", "gpu", "in-flight", "queue"] = "cpu"
+    """Processor time, GPU time, requests that servers are at, or a PromQL `query` of what waits."""
+    target: float = Field(gt=0)
+    """For each replica: a share (0 to 1) of processor or GPU time, else requests."""
+    query: str | None = None
+    """PromQL of what waits for the version, with `by: queue`."""
+    scaler: Literal["hpa", "keda"] = "hpa"
+    scale_down_after: Seconds = 300.0
+    """For so long the greater number holds."""
+
+    @model_validator(mode="after")
+    def _can_scale(self) -> Autoscaling:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        if (self.by == "queue") != (self.query is not None):
+            raise ValueError("'query' and 'by: queue' go together")
+        if self.by in ("cpu", "gpu") and self.target > 1:
+            raise ValueError(f"target {self.target:g} is a share of a replica's {self.by} time, from 0 to 1")
+        if self.min == 0 and self.scaler == "hpa":
+            raise ValueError("a HorizontalPodAutoscaler keeps at least 1 replica; give min 1, or 'scaler: keda'")
+        return self
 
 
 class Health(Settings):
@@ -145,12 +192,33 @@ class VersionSettings(Settings):
     runtime: Runtime | None = None
     """Default: the node's."""
     image: str | None = None
-    """The container image, where the runtime is docker."""
+    """The container image that holds the server, where versions run in containers. In mode cluster by its digest, and
+    by default the platform's."""
+    autoscaling: Autoscaling | None = None
+    """Left out, there are always `replicas`. With it, `replicas` counts when the version is first deployed, and 0 is
+    none."""
+    priority: Priority = "serving"
+    """Who goes first where there is no room for all."""
+    pool: Name | None = None
+    """Only on nodes of this pool of the platform."""
+    nodes_per_replica: int = Field(default=1, ge=1, le=64, strict=True)
+    """A replica too large for one node spans so many, each with `resources`."""
+    model_volume: Literal["auto", "image", "pull"] = "auto"
+    """How the model gets into the version's containers: `image` mounts an image that holds it, `pull` has it pulled and
+    verified first; `auto`: `image` where `model_image` is given and the cluster can, else `pull`."""
+    model_image: str | None = Field(default=None, pattern=r"^[^\s@]+@sha256:[0-9a-f]{64}$")
+    """The image that holds the model's files, by its digest."""
+    api_access: bool = Field(default=False, strict=True)
+    """Whether its containers get a token of the Kubernetes API."""
+    egress: tuple[str, ...] = ()
+    """Networks (CIDR) that its containers may call, beyond where models and images come from; none by default."""
 
     @model_validator(mode="after")
     def _docker_has_an_image(self) -> VersionSettings:
         if self.runtime == "docker" and self.image is None:
             raise ValueError("runtime 'docker' needs 'image', the container image that holds the server")
+        if self.model_volume == "image" and self.model_image is None:
+            raise ValueError("model_volume 'image' needs 'model_image', the image that holds the model's files")
         return self
 
     @property

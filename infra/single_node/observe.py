@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
-from infra.contracts import ObservationError, PlatformExports, QueryError, Room, Traffic
+from infra.contracts import NodeInventory, ObservationError, PlatformExports, QueryError, Room, Traffic
 from infra.names import endpoint_id
 from infra.single_node.machine import metrics
 from infra.single_node.machine.claims import reserved
 from infra.single_node.machine.node import Node, NodeError
 from infra.single_node.machine.router import Router
 from infra.single_node.machine.stats import VARIANT, cluster_name
+
+_GPU = "nvidia.com/gpu"
 
 
 class Observer:
@@ -53,6 +56,39 @@ class Observer:
                 },
                 "reserved": reserved(self._node),
             }
+
+    def inventory(self) -> list[NodeInventory]:
+        room = self.room()
+        total, held = room["total"], room["reserved"]
+        return [
+            {
+                "name": socket.gethostname(),
+                "pool": "",
+                "product": None,
+                "ready": True,
+                "cpu": total["cpu"],
+                "memory": total["memory"],
+                "gpus": {_GPU: total["gpu"]} if total["gpu"] else {},
+                "held": [
+                    {
+                        "holder": "this environment's versions",
+                        "replicas": 1,
+                        "priority": "serving",
+                        "cpu": held["cpu"],
+                        "memory": held["memory"],
+                        "gpus": {_GPU: held["gpu"]} if held["gpu"] else {},
+                    }
+                ],
+            }
+        ]
+
+    def why_not_ready(self, team: str, model: str, version: str) -> list[str]:
+        """Nothing: what keeps a replica from being ready stands in the error of its deploy, with its log."""
+        return []
+
+    def split(self, team: str, model: str, requests: int) -> dict[str, int] | None:
+        """None: `traffic` is Envoy's own word."""
+        return None
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from typing import cast
 import pytest
 import yaml
 
-from infra.contracts import ObservationError, PlatformExports, QueryError, Room, Traffic
+from infra.contracts import NodeInventory, ObservationError, PlatformExports, QueryError, Room, Traffic
 from infra.settings.rollout import Gate
 from infra.single_node.machine import metrics
 from infra.single_node.machine.node import NodeError
@@ -69,6 +69,15 @@ class ObserverStandIn:
         raise NotImplementedError
 
     def room(self) -> Room:
+        raise NotImplementedError
+
+    def inventory(self) -> list[NodeInventory]:
+        raise NotImplementedError
+
+    def why_not_ready(self, team: str, model: str, version: str) -> list[str]:
+        raise NotImplementedError
+
+    def split(self, team: str, model: str, requests: int) -> dict[str, int] | None:
         raise NotImplementedError
 
     def query(self, promql: str) -> list[tuple[dict[str, str], float]]:

@@ -84,7 +84,7 @@ def test_an_unknown_key_is_named_with_the_one_that_was_meant() -> None:
 def test_an_unknown_key_deep_inside_is_told_what_is_known_there() -> None:
     said = refusal(VersionSettings, VERSION | {"resources": {"gpus": 1}})
     assert "lepton:it.resources.gpus" in said
-    assert "known here: cpu, gpu, memory" in said
+    assert "known here: cpu, device_class, gpu," in said
 
 
 def test_every_mistake_has_a_line() -> None:

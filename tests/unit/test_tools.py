@@ -110,6 +110,26 @@ def test_a_file_of_a_module_is_copied_and_can_be_run(checkout: Checkout) -> None
     assert subprocess.run([checkout.bin / "notes"], capture_output=True, text=True, check=True).stdout == "noted\n"
 
 
+def test_a_command_gets_the_name_that_it_is_known_by(checkout: Checkout) -> None:
+    pins = checkout.folder / "tools" / "pins.toml"
+    pins.write_text(
+        PINS.replace('"greet"', '"hello"').replace("minutes = 1", 'minutes = 1\nrename = { greet = "hello" }')
+    )
+    assert checkout.install().returncode == 0
+    assert sorted(path.name for path in checkout.bin.iterdir()) == ["hello", "notes"]
+
+
+def test_files_of_a_module_are_shared_and_follow_its_pins(checkout: Checkout, tmp_path: Path) -> None:
+    pins = checkout.folder / "tools" / "pins.toml"
+    files = '\n[[greeter.files]]\ngo_mod = "greeter"\nmodule = "example.com/greeter"\nto = "texts"\nfiles = ["notes"]\n'
+    pins.write_text(PINS + files)
+    for command in ("greet", "notes"):
+        own_command(tmp_path / "own", command)
+    # Commands that are on PATH hold no files.
+    assert checkout.install(f"{tmp_path / 'own'}:{os.environ['PATH']}").returncode == 0
+    assert (checkout.folder / ".tools" / "share" / "texts" / "notes").read_text() == "#!/bin/sh\necho noted\n"
+
+
 def test_a_second_run_builds_nothing(checkout: Checkout) -> None:
     checkout.install()
     again = checkout.install()
