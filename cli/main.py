@@ -1,7 +1,7 @@
 """The command `lepton`: its sub-commands.
 
-Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted twice. What a command needs is imported when it runs: most
-of a short command's time would else go into imports.
+Exit status: 0 done, 1 failed, 2 wrong usage, 3 held, paused or drifted, 130 interrupted twice. What a command needs is
+imported when it runs: most of a short command's time would else go into imports.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import typer
 
 from cli import context, output, package, rollout, team, traffic
 from cli.context import EndpointArgument, EnvironmentArgument, JsonOption
+from cli.drift import drift
 from cli.errors import ErrorsAsText
 from cli.guard import guard
 from cli.history import history
@@ -90,6 +91,7 @@ def status(endpoint: EndpointArgument, as_json: JsonOption = False) -> None:
 app.command()(history)
 app.command()(rollback)
 app.command()(guard)
+app.command()(drift)
 
 
 @app.command()

@@ -11,6 +11,9 @@ PLATFORM_PROJECT = "lepton"
 RESERVED_TEAMS = (PLATFORM_PROJECT, "platform")
 """Names that no team can have."""
 
+DRIFT = "drift"
+"""Property of a resource's state in which its provider says, in words, what is not as configured."""
+
 VERSION_HEADER = "x-model-version"
 """Pins a request to a version; on an answer, names the version that gave it."""
 

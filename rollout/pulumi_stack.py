@@ -19,6 +19,7 @@ import psutil
 from pydantic import ValidationError
 
 from infra.errors import UserError
+from infra.names import DRIFT
 from infra.settings import EndpointSettings
 from rollout.author import acting_user, signed
 from rollout.project import Project, StackConfig
@@ -40,6 +41,9 @@ _EMPTY = re.compile(r"program exited with non-zero exit code|^(update|preview|de
 """Messages that say no more than that something has failed."""
 _COLOUR = re.compile(r"<\{%[^%]*%\}>")
 
+
+_CHANGES_NOTHING = {"same", "read", "refresh"}
+"""Operations of the engine, as its events name them."""
 
 _TORN_LOCK = "unexpected end of JSON input"
 """What the CLI says of a lock without content."""
@@ -81,6 +85,21 @@ class Changes:
         return ", ".join(said) or "nothing changed"
 
 
+@dataclass(frozen=True)
+class Difference:
+    """What an update would change of one resource."""
+
+    resource: str
+    type: str
+    operation: str
+    """`create` where it is gone, `update`, `replace`, or `delete` where the config has it no more."""
+    paths: tuple[str, ...]
+    """Which of its properties, or in words what is not as configured."""
+
+    def __str__(self) -> str:
+        return f"{self.operation} {self.type.rpartition(':')[2]} {self.resource}"
+
+
 class PulumiStack:
     def __init__(self, project: Project, config: StackConfig) -> None:
         self._project = project
@@ -106,15 +125,30 @@ class PulumiStack:
             StackError: with the reasons why `up` would fail.
             NoStackError: where the backend has no such stack; `up` would make it.
         """
-        from pulumi.automation import errors  # noqa: PLC0415 - slow to import
-
         started = time.monotonic()
         counts: dict[str, int] = {}
+        self._preview(lambda event: _count(event, counts), refresh=refresh)
+        return Changes(counts, time.monotonic() - started)
+
+    def differences(self) -> list[Difference]:
+        """What `up` would change, as its resources are now. Raises as `preview`."""
+        found: list[Difference] = []
+        self._preview(lambda event: found.extend(_difference(event)), refresh=True)
+        return found
+
+    def _preview(self, see: Callable[[EngineEvent], object], *, refresh: bool) -> None:
+        from pulumi.automation import errors  # noqa: PLC0415 - slow to import
+
         problems: list[str] = []
+
+        def on_event(event: EngineEvent) -> None:
+            _collect_problem(event, problems)
+            see(event)
+
         try:
             self._open().preview(
                 refresh=refresh or None,
-                on_event=lambda event: _collect(event, counts, problems),
+                on_event=on_event,
                 suppress_outputs=True,
                 suppress_progress=True,
                 color="never",
@@ -124,7 +158,6 @@ class PulumiStack:
             raise NoStackError(f"{self.config.address}: the backend has no such stack") from None
         except errors.CommandError as error:
             raise StackError(_reasons(self.config.address, problems, str(error))) from None
-        return Changes(counts, time.monotonic() - started)
 
     def destroy(self, notify: Callable[[str], None] = lambda _: None) -> Changes:
         """Removes every resource of the stack; its history stays. Raises as `up`."""
@@ -163,7 +196,8 @@ class PulumiStack:
             problems: list[str] = []
 
             def on_event(event: EngineEvent, counts: dict[str, int] = counts, problems: list[str] = problems) -> None:
-                _collect(event, counts, problems)
+                _collect_problem(event, problems)
+                _count(event, counts)
 
             options: dict[str, Any] = {
                 # After a repair, only a look at what is there tells how far the killed update came.
@@ -315,17 +349,30 @@ def adopt_pending(deployment: dict[str, Any]) -> dict[str, Any]:
     return adopted
 
 
-def _collect(event: EngineEvent, counts: dict[str, int], problems: list[str]) -> None:
+def _collect_problem(event: EngineEvent, problems: list[str]) -> None:
     diagnostic = event.diagnostic_event
     if diagnostic is not None and diagnostic.severity == "error":
         text = _COLOUR.sub("", diagnostic.message).strip()
         text = text.removeprefix("error: ").replace("Exception calling application: ", "")
         if not _EMPTY.search(text) and text not in problems:
             problems.append(text)
+
+
+def _count(event: EngineEvent, counts: dict[str, int]) -> None:
     if event.summary_event is not None:
         for operation, count in event.summary_event.resource_changes.items():
-            if str(operation) not in {"same", "read", "refresh"}:
+            if str(operation) not in _CHANGES_NOTHING:
                 counts[str(operation)] = count
+
+
+def _difference(event: EngineEvent) -> list[Difference]:
+    """What a preview says of one resource; nothing for a step of a replacement that is only a part of it."""
+    step = event.resource_pre_event and event.resource_pre_event.metadata
+    if not step or step.op in _CHANGES_NOTHING or step.op in {"create-replacement", "delete-replaced"}:
+        return []
+    old = {**(step.old.inputs or {}), **(step.old.outputs or {})} if step.old else {}
+    paths = old.get(DRIFT) or sorted(step.detailed_diff or step.diffs or [])
+    return [Difference(step.urn.rpartition("::")[2], step.type, str(step.op.value), tuple(map(str, paths)))]
 
 
 def _reasons(address: str, problems: list[str], output: str) -> str:

@@ -16,6 +16,7 @@ import psutil
 import pulumi
 from pulumi import dynamic
 
+from infra.names import DRIFT
 from infra.single_node.machine.node import NodeError
 from model_packaging.errors import PackagingError
 
@@ -24,8 +25,6 @@ Properties = dict[str, Any]
 _PROVIDER = "__provider"
 IDENTITY = "identity"
 """Input that holds the resource's id, so that a resource whose making was interrupted can be found again."""
-_DRIFT = "drift"
-"""In the state, and never among the inputs: where the machine is not as configured, for the reader of a preview."""
 
 
 class Driver(ABC):
@@ -105,7 +104,7 @@ class _Provider(dynamic.ResourceProvider):
         return dynamic.UpdateResult(self.driver.update(_plain(_olds), _plain(_news)))
 
     def read(self, id_: str, props: Properties) -> dynamic.ReadResult:
-        found = self.driver.read({key: value for key, value in _plain(props).items() if key != _DRIFT})
+        found = self.driver.read({key: value for key, value in _plain(props).items() if key != DRIFT})
         return dynamic.ReadResult("" if found is None else id_, found or {})
 
     def delete(self, _id: str, _props: Properties) -> None:
@@ -123,7 +122,7 @@ class MachineResource(dynamic.Resource):
 
 def with_drift(props: Properties, problems: list[str]) -> Properties:
     """What `Driver.read` returns of a thing that is there: with problems, it differs from any inputs."""
-    return props | ({_DRIFT: problems} if problems else {})
+    return props | ({DRIFT: problems} if problems else {})
 
 
 def _plain(props: Properties) -> Properties:

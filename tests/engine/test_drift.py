@@ -20,12 +20,17 @@ def test_an_edited_timeout_is_shown_by_a_preview_and_put_right_by_the_next_deplo
     for _ in range(2):
         preview = project.pulumi("preview", "--refresh", "--diff", "--stack", "dev.timeouts")
         assert "router/routes.json does not hold what its owners' files say" in preview.out, preview
+    drift = project.lepton("drift", endpoint)
+    assert drift.status == 3, drift
+    assert "would update EndpointRoutes" in drift.out
+    assert "router/routes.json does not hold what its owners' files say" in drift.out
     assert project.pulumi("refresh", "--yes", "--stack", "dev.timeouts").status == 0
     outcome = project.must("deploy", endpoint)
 
     assert "1 updated" in outcome.out
     assert "12.345s" in live.read_text()
     assert "nothing changed" in project.must("deploy", endpoint).out
+    assert project.must("drift", endpoint, "--json").json == {"stacks": 1, "drifted": []}
 
 
 def test_a_secret_of_a_server_stays_out_of_the_state_after_a_refresh_too(project: Sandbox) -> None:
