@@ -276,7 +276,8 @@ class Capacity:
         before = stack.file.read_text() if stack.file.exists() else None
         _write(stack, document)
         try:
-            self._releases.pulumi(stack).up(message, refresh=refresh, notify=self._notify)
+            with self._releases.explaining(stack):
+                self._releases.pulumi(stack).up(message, refresh=refresh, notify=self._notify)
         except BaseException:
             if before is None:
                 stack.file.unlink()

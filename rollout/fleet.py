@@ -12,7 +12,7 @@ from infra.errors import UserError
 from infra.names import PLATFORM_PROJECT
 from rollout.project import Project, StackConfig
 from rollout.pulumi_stack import Changes, PulumiStack, environment_of, stacks_of
-from rollout.release import Notify
+from rollout.release import Notify, Releases
 
 
 class FleetError(UserError):
@@ -35,8 +35,10 @@ def bring_up(project: Project, environment: str, notify: Notify) -> Iterator[Don
         FleetError: when stacks failed. Only those that need one of them were not tried.
     """
 
+    releases = Releases(project, notify)
+
     def up(stack: StackConfig) -> Changes:
-        with project.holding(stack):
+        with project.holding(stack), releases.explaining(stack):
             return PulumiStack(project, stack).up(f"up {environment}", refresh=True, notify=notify)
 
     yield from _in_waves(project.stacks(environment), up, needs=_needs)

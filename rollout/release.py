@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -85,7 +85,8 @@ class Releases:
             NotVerifiedError: when the data plane doesn't come to an endpoint's weights.
         """
         with self._project.holding(stack):
-            changes = self.pulumi(stack).up(f"deploy {stack.address}", refresh=True, notify=self._notify)
+            with self.explaining(stack):
+                changes = self.pulumi(stack).up(f"deploy {stack.address}", refresh=True, notify=self._notify)
             if stack.kind == "endpoint":
                 self.verify(stack)
             return changes
@@ -287,6 +288,21 @@ class Releases:
             ready=observer.ready(endpoint.team, model, endpoint.endpoint.versions),
             revision=found[-1].number if found else None,
         )
+
+    @contextmanager
+    def explaining(self, stack: StackConfig) -> Iterator[None]:
+        """Adds to a StackError of a version's update what the data plane knows of why its replicas aren't ready."""
+        try:
+            yield
+        except StackError as error:
+            reasons: list[str] = []
+            if stack.kind == "version" and type(error) is StackError:
+                settings = stack.version
+                with suppress(UserError):
+                    reasons = self.observer(stack).why_not_ready(stack.team, settings.model, settings.version)
+            if not reasons:
+                raise
+            raise StackError("\n".join([str(error), *(f"{stack.address}: {reason}" for reason in reasons)])) from None
 
     def revisions(self, endpoint: StackConfig) -> list[Revision]:
         return revisions(self.pulumi(endpoint).history(), f"lepton:{endpoint.kind}")

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from infra.contracts import Observer
+from infra.contracts import ObservationError, Observer
 from infra.settings.fence import Fence
 from rollout.driving.driver import NoRolloutError
 from rollout.driving.state import ENDED, Phase, RequestError
 from rollout.project import ROLLOUT_KEY, StackConfig, write_config
-from rollout.pulumi_stack import Changes, StackError
+from rollout.pulumi_stack import Changes, StackError, StackLockedError
 from rollout.release import FencedError, Releases
 from tests.rollout.world import ENDPOINT, NEW, OLD, World
 
@@ -160,3 +160,44 @@ def test_weights_of_an_endpoint_without_a_rollout_are_set(world: World, releases
     write_config(world.endpoint, {ROLLOUT_KEY: None})
     releases.set_weights(world.project.stack(ENDPOINT), OTHER)
     assert world.shares == OTHER
+
+
+class _Reasons:
+    """Stands in for an observer that knows why replicas aren't ready, or can't be asked."""
+
+    def __init__(self, known: list[str] | None) -> None:
+        self._known = known
+
+    def why_not_ready(self, team: str, model: str, version: str) -> list[str]:
+        if self._known is None:
+            raise ObservationError("the cluster's API server can't be reached")
+        return [f"{reason} for {team} {model} {version}" for reason in self._known]
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        (["pool h100 lacks a GPU"], "never ready\n{address}: pool h100 lacks a GPU for diagnostics scan 1.0.0"),
+        ([], "never ready"),
+        (None, "never ready"),
+    ],
+)
+def test_a_version_that_does_not_come_up_says_what_the_data_plane_knows_of_it(
+    world: World, known: list[str] | None, said: str
+) -> None:
+    releases = Releases(world.project)
+    releases.observer = lambda stack: _Reasons(known)  # pyright: ignore[reportAttributeAccessIssue]
+    version = world.project.stack(f"diagnostics/dev.scan-{OLD}")
+    with pytest.raises(StackError) as refused, releases.explaining(version):
+        raise StackError("never ready")
+    assert str(refused.value) == said.format(address=version.address)
+
+
+def test_that_another_update_holds_a_version_is_explained_no_further(world: World) -> None:
+    releases = Releases(world.project)
+    releases.observer = lambda stack: _Reasons(["never asked"])  # pyright: ignore[reportAttributeAccessIssue]
+    with (
+        pytest.raises(StackLockedError, match=r"^locked$"),
+        releases.explaining(world.project.stack(f"diagnostics/dev.scan-{OLD}")),
+    ):
+        raise StackLockedError("locked")

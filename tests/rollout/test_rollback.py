@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -65,6 +65,9 @@ class StandInReleases:
 
     def revisions(self, endpoint: StackConfig) -> list[Revision]:
         return revisions(self.histories[endpoint.name], "lepton:endpoint")
+
+    def explaining(self, stack: StackConfig) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def apply(self, endpoint: StackConfig, document: dict[str, Any], message: str, *, fast: bool = False) -> Changes:
         write_config(endpoint, {"lepton:endpoint": document})
