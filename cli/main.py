@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from cli import context, output, package, rollout, team, traffic
+from cli.comparing import drift, preview
 from cli.context import EndpointArgument, EnvironmentArgument, JsonOption
-from cli.drift import drift
 from cli.errors import ErrorsAsText
 from cli.guard import guard
 from cli.history import history
@@ -92,6 +92,7 @@ app.command()(history)
 app.command()(rollback)
 app.command()(guard)
 app.command()(drift)
+app.command()(preview)
 
 
 @app.command()

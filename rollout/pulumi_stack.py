@@ -130,10 +130,10 @@ class PulumiStack:
         self._preview(lambda event: _count(event, counts), refresh=refresh)
         return Changes(counts, time.monotonic() - started)
 
-    def differences(self) -> list[Difference]:
-        """What `up` would change, as its resources are now. Raises as `preview`."""
+    def differences(self, *, live: bool) -> list[Difference]:
+        """What `up` would change; `live`: of its resources as they really are now. Raises as `preview`."""
         found: list[Difference] = []
-        self._preview(lambda event: found.extend(_difference(event)), refresh=True)
+        self._preview(lambda event: found.extend(_difference(event)), refresh=live)
         return found
 
     def _preview(self, see: Callable[[EngineEvent], object], *, refresh: bool) -> None:
@@ -368,7 +368,10 @@ def _count(event: EngineEvent, counts: dict[str, int]) -> None:
 def _difference(event: EngineEvent) -> list[Difference]:
     """What a preview says of one resource; nothing for a step of a replacement that is only a part of it."""
     step = event.resource_pre_event and event.resource_pre_event.metadata
-    if not step or step.op in _CHANGES_NOTHING or step.op in {"create-replacement", "delete-replaced"}:
+    # The stack itself differs when its outputs do, and these follow from its resources.
+    if not step or step.op in _CHANGES_NOTHING or step.type == "pulumi:pulumi:Stack":
+        return []
+    if step.op in {"create-replacement", "delete-replaced"}:
         return []
     old = {**(step.old.inputs or {}), **(step.old.outputs or {})} if step.old else {}
     paths = old.get(DRIFT) or sorted(step.detailed_diff or step.diffs or [])

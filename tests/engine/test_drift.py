@@ -30,7 +30,7 @@ def test_an_edited_timeout_is_shown_by_a_preview_and_put_right_by_the_next_deplo
     assert "1 updated" in outcome.out
     assert "12.345s" in live.read_text()
     assert "nothing changed" in project.must("deploy", endpoint).out
-    assert project.must("drift", endpoint, "--json").json == {"stacks": 1, "drifted": []}
+    assert project.must("drift", endpoint, "--json").json == {"stacks": 1, "differing": []}
 
 
 def test_a_secret_of_a_server_stays_out_of_the_state_after_a_refresh_too(project: Sandbox) -> None:
@@ -49,3 +49,30 @@ def test_a_secret_of_a_server_stays_out_of_the_state_after_a_refresh_too(project
     files = [path for path in project.root.rglob("*") if path.is_file()]
     holding = {path.parent for path in files if b"hunter2" in path.read_bytes()}
     assert holding == {project.node.programs}
+
+
+def test_a_preview_of_a_change_looks_at_what_the_change_can_touch(project: Sandbox) -> None:
+    project.must("deploy", project.write_version("seen", "1.0.0"))
+    project.must("deploy", project.write_endpoint("seen", {"1.0.0": 1}))
+    for command in (["init", "--quiet"], ["add", "stacks", "Pulumi.yaml"], ["commit", "--quiet", "--message", "all"]):
+        author = ["-c", "user.name=nobody", "-c", "user.email=nobody@example.com"]
+        assert project.run("git", *author, *command).status == 0
+    assert project.must("preview", "dev", "--since", "HEAD").out == "0 stacks: no change\n"
+
+    project.write_endpoint("seen", {"1.0.0": 2})
+    project.write_version("seen", "2.0.0")
+    said = project.must("preview", "dev", "--since", "HEAD", "--json").json
+    assert said["stacks"] == 2
+    new, changed = said["differing"]
+    assert (new["stack"], new["new"]) == ("diagnostics/dev.seen-2.0.0", True)
+    assert (changed["stack"], [difference["operation"] for difference in changed["differences"]]) == (
+        "diagnostics/dev.seen",
+        ["update"],
+    )
+    assert project.observed("diagnostics/dev.seen") == {"1.0.0": 1}
+
+    project.write_version("seen", "1.0.0", package=False, artifact=f"sha256:{'0' * 64}")
+    failing = project.lepton("preview", "dev", "--since", "HEAD")
+    assert failing.status == 1
+    assert "diagnostics/dev.seen-1.0.0: " in failing.out
+    assert f"given sha256:{'0' * 64}" in failing.out
