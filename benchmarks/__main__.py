@@ -22,7 +22,7 @@ from infra.errors import UserError
 from infra.single_node.machine.node import NodeError
 
 # Named, not imported: a benchmark whose libraries are missing must not take the others with it.
-BENCHMARKS = ("router", "split", "weight_change", "rollback", "packaging", "catalogue")
+BENCHMARKS = ("router", "split", "weight_change", "rollback", "packaging", "catalogue", "placement")
 
 
 def main(

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from cli import context, output, package, rollout, team, traffic
+from cli.capacity import capacity
 from cli.comparing import drift, preview
 from cli.context import EndpointArgument, EnvironmentArgument, JsonOption
 from cli.errors import ErrorsAsText
@@ -88,6 +89,7 @@ def status(endpoint: EndpointArgument, as_json: JsonOption = False) -> None:
     )
 
 
+app.command()(capacity)
 app.command()(history)
 app.command()(rollback)
 app.command()(guard)

@@ -368,10 +368,12 @@ def _count(event: EngineEvent, counts: dict[str, int]) -> None:
 def _difference(event: EngineEvent) -> list[Difference]:
     """What a preview says of one resource; nothing for a step of a replacement that is only a part of it."""
     step = event.resource_pre_event and event.resource_pre_event.metadata
-    # The stack itself differs when its outputs do, and these follow from its resources.
-    if not step or step.op in _CHANGES_NOTHING or step.type == "pulumi:pulumi:Stack":
+    if not step or step.op in _CHANGES_NOTHING or step.op in {"create-replacement", "delete-replaced"}:
         return []
-    if step.op in {"create-replacement", "delete-replaced"}:
+    state = step.new or step.old
+    # A component, and the stack itself, differ when their outputs do, and these follow from their resources. What Pulumi
+    # keeps of its own, such as providers, is nothing that anybody would find changed.
+    if state is None or not state.custom or step.type.startswith("pulumi:"):
         return []
     old = {**(step.old.inputs or {}), **(step.old.outputs or {})} if step.old else {}
     paths = old.get(DRIFT) or sorted(step.detailed_diff or step.diffs or [])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from infra.contracts import Amount, Room
@@ -39,10 +39,9 @@ def peak(steps: Iterable[Step], running: Mapping[str, int], resources: Mapping[s
         room: What the environment has, and has reserved for what is running.
     """
     reserved = room["reserved"]
-    needed, before = reserved, dict(running)
-    for step in steps:
-        most = {version: max(before.get(version, 0), replicas) for version, replicas in step.capacity.items()}
-        added = {version: replicas - running.get(version, 0) for version, replicas in (before | most).items()}
+    needed = reserved
+    for moment in moments(steps, running):
+        added = {version: replicas - running.get(version, 0) for version, replicas in moment.items()}
         needed = Amount(
             cpu=max(needed["cpu"], reserved["cpu"] + sum(n * (resources[v].cpu or 0) for v, n in added.items())),
             memory=max(
@@ -50,5 +49,13 @@ def peak(steps: Iterable[Step], running: Mapping[str, int], resources: Mapping[s
             ),
             gpu=max(needed["gpu"], reserved["gpu"] + sum(n * resources[v].gpu for v, n in added.items())),
         )
-        before |= step.capacity
     return Peak(needed=needed, reserved=reserved, total=room["total"])
+
+
+def moments(steps: Iterable[Step], running: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """Replicas by version on the way to each step, when those that rise have come up and none has gone."""
+    before = dict(running)
+    for step in steps:
+        most = {version: max(before.get(version, 0), replicas) for version, replicas in step.capacity.items()}
+        yield before | most
+        before |= step.capacity

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from typing import Any
 
 from infra.contracts import ObservationError, Observer, QueryError, Room
 from infra.monitoring.catalogue import WINDOWS
@@ -16,6 +16,7 @@ from rollout.analysis.samples import WINDOW_SECONDS, filled
 from rollout.clock import Clock, SystemClock
 from rollout.driving.quiet_hours import quiet_until
 from rollout.planning import cautions
+from rollout.planning.alternatives import alternatives
 from rollout.planning.cautions import LONGEST_WINDOW
 from rollout.planning.gate_needs import GateNeed, gate_needs
 from rollout.planning.peak import Peak, peak
@@ -107,7 +108,7 @@ def make_plan(
     steps = plan_steps(current, target, settings, replicas)
     observer = releases.observer(endpoint)
     room = observer.room()
-    running = _running(releases, project, endpoint, list(versions))
+    running = running_replicas(releases, project, endpoint, list(versions))
     found = peak(steps, running, resources, room)
     metrics = _Metrics(observer, endpoint)
     rate = metrics.rate()
@@ -134,7 +135,7 @@ def make_plan(
     ]
     would_fit = [
         name
-        for name, other in _alternatives(settings)
+        for name, other in alternatives(settings)
         if found.lacking and _fits(current, target, other, replicas, running, resources, room)
     ]
     return Plan(
@@ -186,7 +187,9 @@ def expected_duration(
     return Duration(shortest=shortest, longest=longest)
 
 
-def _running(releases: Releases, project: Project, endpoint: StackConfig, versions: list[str]) -> dict[str, int]:
+def running_replicas(
+    releases: Releases, project: Project, endpoint: StackConfig, versions: list[str]
+) -> dict[str, int]:
     """Replicas that each version's stack was last brought up with; 0 where it isn't up."""
 
     def ask(version: str) -> int:
@@ -194,20 +197,6 @@ def _running(releases: Releases, project: Project, endpoint: StackConfig, versio
 
     with ThreadPoolExecutor(max_workers=len(versions)) as pool:
         return dict(zip(versions, pool.map(ask, versions), strict=True))
-
-
-def _alternatives(settings: RolloutSettings) -> Iterator[tuple[str, RolloutSettings]]:
-    """Other strategies with the same options, and the one that asks for the least room."""
-    names: tuple[StrategyName, ...] = get_args(StrategyName)
-    for name in names:
-        if name != settings.strategy:
-            yield name, settings.model_copy(update={"strategy": name})
-    least = {"strategy": "rolling", "max_surge": 0, "max_unavailable": max(settings.max_unavailable, 1)}
-    if settings.max_surge:
-        yield (
-            f"rolling with max_surge 0 and max_unavailable {least['max_unavailable']}",
-            settings.model_copy(update=least),
-        )
 
 
 def _fits(

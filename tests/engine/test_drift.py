@@ -65,10 +65,9 @@ def test_a_preview_of_a_change_looks_at_what_the_change_can_touch(project: Sandb
     assert said["stacks"] == 2
     new, changed = said["differing"]
     assert (new["stack"], new["new"]) == ("diagnostics/dev.seen-2.0.0", True)
-    assert (changed["stack"], [difference["operation"] for difference in changed["differences"]]) == (
-        "diagnostics/dev.seen",
-        ["update"],
-    )
+    assert changed["stack"] == "diagnostics/dev.seen"
+    found = [(difference["operation"], difference["resource"]) for difference in changed["differences"]]
+    assert found == [("update", "dev.seen-routes")]
     assert project.observed("diagnostics/dev.seen") == {"1.0.0": 1}
 
     project.write_version("seen", "1.0.0", package=False, artifact=f"sha256:{'0' * 64}")
