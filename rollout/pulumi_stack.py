@@ -371,8 +371,8 @@ def _difference(event: EngineEvent) -> list[Difference]:
     if not step or step.op in _CHANGES_NOTHING or step.op in {"create-replacement", "delete-replaced"}:
         return []
     state = step.new or step.old
-    # A component, and the stack itself, differ when their outputs do, and these follow from their resources. What Pulumi
-    # keeps of its own, such as providers, is nothing that anybody would find changed.
+    # A component, and the stack itself, differ when their outputs do, and these follow from their resources. What
+    # Pulumi keeps of its own, such as providers, is nothing that anybody would find changed.
     if state is None or not state.custom or step.type.startswith("pulumi:"):
         return []
     old = {**(step.old.inputs or {}), **(step.old.outputs or {})} if step.old else {}

@@ -192,7 +192,7 @@ class Gpus(Settings):
 class CpuPool(Settings):
     """Nodes without GPUs: for the platform's own Pods, the add-ons', and versions that need no GPU."""
 
-    instance_types: tuple[InstanceType, ...] = Field(default=("m7i.xlarge",), min_length=1, max_length=20)
+    instance_types: tuple[InstanceType, ...] = Field(default=("m7i.xlarge",), max_length=20)
     """Several: whichever can be had. EKS takes twenty at most."""
     min: int = Field(default=2, ge=0, le=450, strict=True)
     max: int = Field(default=6, ge=1, le=450, strict=True)
@@ -230,6 +230,8 @@ class CpuPool(Settings):
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> CpuPool:
+        if not self.instance_types:
+            raise ValueError("instance_types is empty; give at least one, such as ['m7i.xlarge']")
         if self.min > self.max:
             raise ValueError(f"min {self.min} is more than max {self.max}; give min at most {self.max}")
         if self.desired is not None and not self.min <= self.desired <= self.max:
@@ -265,7 +267,7 @@ class GpuPool(CpuPool):
     """Nodes with GPUs of one kind."""
 
     name: Name = Field(max_length=30)
-    instance_types: tuple[InstanceType, ...] = Field(min_length=1, max_length=20)
+    instance_types: tuple[InstanceType, ...] = Field(max_length=20)
     gpu: Gpus
     min: int = Field(default=0, ge=0, le=450, strict=True)
     ami: Ami = "al2023-nvidia"
@@ -343,7 +345,8 @@ class EksSettings(Settings):
     nat: Literal["one", "per-zone", "none"] = "per-zone"
     """Ways out to the internet. `one`: cheaper, and gone with its zone. `none`: just AWS, through endpoints."""
     api: ApiSettings = Field(default_factory=ApiSettings)
-    access: tuple[Access, ...] = Field(min_length=1)
+    access: tuple[Access, ...]
+    """Who may do what in Kubernetes. Who makes the cluster gets nothing by that."""
     cpu_pool: CpuPool = Field(default_factory=CpuPool)
     pools: tuple[GpuPool, ...] = ()
     """GPU pools. Upgrades go through them in this order, one after the other."""
