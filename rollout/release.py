@@ -12,6 +12,7 @@ from infra.contracts import ObservationError, Observer, PlatformExports, Traffic
 from infra.errors import UserError
 from infra.settings import EndpointSettings, SettingsError
 from infra.settings.fence import CHANGED, Fence, Follows
+from rollout.analysis.split import compatible
 from rollout.author import acting_user
 from rollout.clock import Clock, SystemClock
 from rollout.driving.state import ENDED, Phase, RequestError
@@ -22,6 +23,8 @@ from rollout.strategies import words
 
 _VERIFY_SECONDS = 10
 _POLL_SECONDS = 0.05
+_SPLIT_REQUESTS = 200
+"""Enough to see a step that was not taken, and soon sent."""
 _SAME_PERCENT = 0.001
 """Two shares of copied requests are one below this difference: routers keep them in whole parts of a million."""
 _PAUSED: Phase = "paused"
@@ -254,6 +257,8 @@ class Releases:
     def verify(self, endpoint: StackConfig) -> Traffic:
         """Waits until the data plane has the weights and the shadow of the endpoint's config.
 
+        Where the data plane doesn't say so itself, requests through it have to be split by these weights too.
+
         Raises:
             NotVerifiedError: when it hasn't within 10 s.
         """
@@ -264,7 +269,10 @@ class Releases:
                 traffic = observer.traffic(endpoint.team, settings.model)
                 said = f"the data plane has {_traffic_said(traffic['weights'], traffic['shadow'])}"
                 if traffic["weights"] == settings.weights and _same_shadow(traffic["shadow"], _shadow(settings)):
-                    return traffic
+                    seen = observer.split(endpoint.team, settings.model, _SPLIT_REQUESTS)
+                    if seen is None or compatible(settings.weights, seen):
+                        return traffic
+                    said += f", and of {sum(seen.values())} requests through it were answered: {words(seen)}"
             except ObservationError as error:
                 said = str(error)
             if self._clock.monotonic() > deadline:

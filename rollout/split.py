@@ -105,4 +105,15 @@ def _told(connection: http.client.HTTPConnection, path: str, body: bytes) -> tup
         return None, type(error).__name__
     if answer.status != http.HTTPStatus.OK:
         return None, str(answer.status)
-    return answer.version or "unknown", None
+    return answer.version or _named_in(answer.body) or "unknown", None
+
+
+def _named_in(body: bytes) -> str | None:
+    """The version that an answer says in itself, where the router can't put it into a header.
+
+    Source: `model_version` of the Open Inference Protocol V2's inference response.
+    """
+    try:
+        return json.loads(body)["model_version"]
+    except (ValueError, LookupError, TypeError):
+        return None

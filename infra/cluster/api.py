@@ -28,6 +28,18 @@ class NotFoundError(ObservationError):
     """The API server has no such object."""
 
 
+class ConflictError(ObservationError):
+    """The object isn't what the change was made for: somebody else has changed it."""
+
+
+_ERRORS: dict[int, type[ObservationError]] = {
+    HTTPStatus.NOT_FOUND: NotFoundError,
+    HTTPStatus.CONFLICT: ConflictError,
+    # A JSON patch whose `test` fails.
+    HTTPStatus.UNPROCESSABLE_ENTITY: ConflictError,
+}
+
+
 class Api:
     """The API server of one cluster. Methods raise ObservationError when it can't be reached, or refuses."""
 
@@ -51,8 +63,19 @@ class Api:
             query["continue"] = token
 
     def patch(self, path: str, changes: Any, kind: str = "application/merge-patch+json") -> Any:
-        """Patches an object, by a JSON merge patch unless told otherwise. Raises NotFoundError."""
+        """Patches an object, by a JSON merge patch unless told otherwise. Raises NotFoundError, ConflictError."""
         return self._call("PATCH", path, body=changes, headers={"Content-Type": kind})
+
+    def service(self, namespace: str, service: str, port: str, path: str, **query: str) -> tuple[int, bytes]:
+        """GETs a path of a Service's, through the API server: the status and the body, whatever the status.
+
+        Raises NotFoundError, and ObservationError where the Service can't be reached.
+        """
+        proxied = f"/api/v1/namespaces/{namespace}/services/{service}:{port}/proxy{path}"
+        status, content = self._answer("GET", proxied, query=query)
+        if status >= HTTPStatus.BAD_REQUEST and _is_its_own(content):
+            raise _refusal(status, "GET", proxied, content)
+        return status, content
 
     def _call(
         self,
@@ -63,7 +86,22 @@ class Api:
         body: Any = None,
         headers: Mapping[str, str] | None = None,
     ) -> Any:
-        from urllib3.exceptions import HTTPError  # noqa: PLC0415 - slow to import
+        status, content = self._answer(method, path, query=query, body=body, headers=headers)
+        if status >= HTTPStatus.BAD_REQUEST:
+            raise _refusal(status, method, path, content)
+        return json.loads(content)
+
+    def _answer(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[int, bytes]:
+        from kubernetes.client import ApiException  # noqa: PLC0415 - slow to import
+        from urllib3.exceptions import HTTPError  # noqa: PLC0415
 
         accepted = {"Accept": "application/json", **(headers or {})}
         try:
@@ -72,13 +110,9 @@ class Api:
                 auth_settings=["BearerToken"],
             )  # fmt: skip
             response = self._client.call_api(*request, _request_timeout=_SECONDS)
-            content = response.read()
-        except (HTTPError, OSError) as error:
+            return response.status, response.read()
+        except (ApiException, HTTPError, OSError) as error:
             raise ObservationError(f"the cluster's API server can't be reached: {error}") from None
-        if response.status >= HTTPStatus.BAD_REQUEST:
-            kind = NotFoundError if response.status == HTTPStatus.NOT_FOUND else ObservationError
-            raise kind(f"the API server answers {response.status} to {method} {path}: {_message(content)}")
-        return json.loads(content)
 
     @cached_property
     def _client(self) -> ApiClient:
@@ -100,6 +134,20 @@ def kubeconfig_path(connection: Connection) -> str | None:
     if connection["kubeconfig"]:
         return str(Path(connection["kubeconfig"]).expanduser())
     return os.environ.get("KUBECONFIG") or None
+
+
+def _refusal(status: int, method: str, path: str, content: bytes) -> ObservationError:
+    kind = _ERRORS.get(status, ObservationError)
+    return kind(f"the API server answers {status} to {method} {path}: {_message(content)}")
+
+
+def _is_its_own(content: bytes) -> bool:
+    """Whether an error is the API server's, and not of a Service behind it."""
+    try:
+        document = json.loads(content)
+    except ValueError:
+        return False
+    return isinstance(document, dict) and document.get("kind") == "Status"
 
 
 def _message(content: bytes) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict, cast
+from typing import NotRequired, TypedDict, cast
 
 from infra.contracts import PlatformExports
 
@@ -15,6 +15,8 @@ class Connection(TypedDict):
     context: str | None
     document: str | None
     """A kubeconfig as it is, of a cluster that the platform made: credentials come from a command that it names."""
+    identity: NotRequired[str]
+    """The cluster's own, whatever way it is reached by: objects of another one are others."""
 
 
 class GatewayFacts(TypedDict):
@@ -64,6 +66,15 @@ class ImageFacts(TypedDict):
     pull_secrets: list[str]
 
 
+class AwsFacts(TypedDict):
+    """Of a cluster that the platform made on Amazon EKS."""
+
+    region: str
+    cluster: str
+    puller_role_arn: str
+    """The role with which a version's Pods read artifacts from the registry, by EKS Pod Identity."""
+
+
 class ClusterInternals(TypedDict):
     environment: str
     namespace: str
@@ -77,7 +88,19 @@ class ClusterInternals(TypedDict):
     """As `infra.settings.cluster.Feature`."""
     monitoring_namespace: str | None
     """Where a Prometheus runs that scrapes versions; None: anywhere."""
+    aws: NotRequired[AwsFacts | None]
+    """None, or left out: it isn't on EKS, or not of the platform's making."""
 
 
 def internals_of(platform: PlatformExports) -> ClusterInternals:
-    return cast("ClusterInternals", platform["internals"])
+    """The internals, with what is None in them: Pulumi leaves such keys out of a stack's outputs."""
+    found = cast("ClusterInternals", platform["internals"])
+    return {
+        "monitoring_namespace": None,
+        **found,
+        "connection": {"kubeconfig": None, "context": None, "document": None, **found["connection"]},
+        "gateway": {"pods_namespace": None, **found["gateway"]},
+        "teams": {name: {"queue": None, **team} for name, team in found["teams"].items()},
+        "images": {"server": None, "puller": None, **found["images"]},
+        "pools": [{"gpu_resource": None, "product": None, **pool} for pool in found["pools"]],
+    }

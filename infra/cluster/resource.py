@@ -14,23 +14,6 @@ _FORCE = {"pulumi.com/patchForce": "true"}
 """What the config says wins over an edit by hand, as field managers would otherwise conflict."""
 
 
-class ExistingSecret(pulumi.CustomResource):
-    """A Secret that somebody else made, as it is now: read at each preview and update, and never changed.
-
-    The update fails where there is none.
-    """
-
-    data: pulumi.Output[dict[str, str]]
-    """In base64, as in the API; encrypted in the state."""
-    type: pulumi.Output[str]
-
-    def __init__(self, name: str, namespace: str, secret: str, opts: pulumi.ResourceOptions) -> None:
-        opts = pulumi.ResourceOptions.merge(
-            opts, pulumi.ResourceOptions(id=f"{namespace}/{secret}", additional_secret_outputs=["data"])
-        )
-        super().__init__(_token("v1", "Secret"), name, {"data": None, "type": None}, opts)
-
-
 class Object(pulumi.CustomResource):
     """Any Kubernetes object.
 
@@ -42,7 +25,8 @@ class Object(pulumi.CustomResource):
     status: pulumi.Output[Any]
 
     def __init__(self, name: str, manifest: Manifest, opts: pulumi.ResourceOptions) -> None:
-        token = _token(manifest["apiVersion"], manifest["kind"])
+        version = manifest["apiVersion"]
+        token = f"kubernetes:{version if '/' in version else f'core/{version}'}:{manifest['kind']}"
         metadata = manifest["metadata"]
         metadata = {**metadata, "annotations": {**metadata.get("annotations", {}), **_FORCE}}
         super().__init__(token, name, {"spec": None, **manifest, "metadata": metadata, "status": None}, opts)
@@ -55,10 +39,10 @@ def provider(name: str, connection: pulumi.Input[Connection], opts: pulumi.Resou
         name,
         kubeconfig=found.apply(lambda c: c["document"] or c["kubeconfig"]),
         context=found.apply(lambda c: c["context"]),
+        # Else another path to the same cluster counts as another cluster, and all that is in it is replaced.
+        cluster_identifier=found.apply(lambda c: c.get("identity")),
+        # Else changed data replaces the object, with a time in which it isn't there.
+        enable_config_map_mutable=True,
+        enable_secret_mutable=True,
         opts=opts,
     )
-
-
-def _token(api_version: str, kind: str) -> str:
-    group = api_version if "/" in api_version else f"core/{api_version}"
-    return f"kubernetes:{group}:{kind}"

@@ -1,0 +1,149 @@
+"""Which settings of an endpoint a GatewayClass can do: by what its status says, else by which controller it is. Pure.
+
+Feature names: https://gateway-api.sigs.k8s.io/geps/gep-2162/ and `pkg/features` of the Gateway API.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from infra.cluster.internals import GatewayFacts
+from infra.errors import UserError
+from infra.settings.endpoint import EndpointSettings
+
+_PATH_REWRITE = "HTTPRoutePathRewrite"
+_RESPONSE_HEADERS = "HTTPRouteResponseHeaderModification"
+_BACKEND_HEADERS = "HTTPRouteBackendRequestHeaderModification"
+_MIRROR = "HTTPRouteRequestMirror"
+_MIRROR_SHARE = "HTTPRouteRequestPercentageMirror"
+_REQUEST_TIMEOUT = "HTTPRouteRequestTimeout"
+_BACKEND_TIMEOUT = "HTTPRouteBackendTimeout"
+_RETRY = ("HTTPRouteRetry", "HTTPRouteRetryConnectionError")
+_GRPC = "GRPCRoute"
+
+_MATCHES_PATTERNS = frozenset(
+    {
+        "traefik.io/gateway-controller",
+        "gateway.envoyproxy.io/gatewayclass-controller",
+        "istio.io/gateway-controller",
+        "io.cilium/gateway-controller",
+        "kgateway.dev/kgateway",
+    }
+)
+"""Controllers that match headers by regular expressions, which the API leaves to them and has no feature name for."""
+
+_KEEPS_SESSIONS = frozenset({"gateway.envoyproxy.io/gatewayclass-controller"})
+"""Controllers that do `sessionPersistence`, an experimental field without a feature name."""
+
+
+class UnsupportedError(UserError):
+    """The environment's GatewayClass can't do what an endpoint's config asks for."""
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What routes may use of the Gateway API with one GatewayClass."""
+
+    names_version_in_split: bool
+    """Whether an answer of the split can name its version: a header filter for each backend."""
+    names_version_of_pins: bool
+    matches_patterns: bool
+    """Whether a header can be matched by a regular expression."""
+    total_timeout: bool
+    attempt_timeout: bool
+    retries: bool
+    sessions: bool
+    grpc: bool
+
+
+def abilities(gateway: GatewayFacts) -> Abilities:
+    """What the class's status says of it."""
+    features = frozenset(gateway["features"])
+    names_version_of_pins = _RESPONSE_HEADERS in features
+    return Abilities(
+        # The API has a name for request headers of backends alone; controllers that do those do answers' too.
+        names_version_in_split=names_version_of_pins and _BACKEND_HEADERS in features,
+        names_version_of_pins=names_version_of_pins,
+        matches_patterns=gateway["controller"] in _MATCHES_PATTERNS,
+        total_timeout=_REQUEST_TIMEOUT in features,
+        attempt_timeout=_BACKEND_TIMEOUT in features,
+        retries=features.issuperset(_RETRY),
+        sessions=gateway["controller"] in _KEEPS_SESSIONS,
+        grpc=_GRPC in features,
+    )
+
+
+def refuse_unsupported(settings: EndpointSettings, gateway: GatewayFacts) -> None:
+    """Raises UnsupportedError for all settings that were given and that the class can't do.
+
+    Defaults that it can't do are left out of the routes.
+    """
+    name, features = gateway["class_name"], frozenset(gateway["features"])
+    lines: list[str] = []
+
+    def need(key: str, what: str, *needed: str) -> None:
+        missing = [feature for feature in needed if feature not in features]
+        if missing:
+            lines.append(f"{key}: GatewayClass {name} doesn't say that it can {what} ({', '.join(missing)}); {_MEND}")
+
+    def never(key: str, why: str) -> None:
+        lines.append(f"{key}: {why}; {_MEND}")
+
+    if _PATH_REWRITE not in features:
+        raise UnsupportedError(
+            f"GatewayClass {name} doesn't say that it can rewrite paths ({_PATH_REWRITE}), which every endpoint needs; "
+            + (
+                "have the platform use another class"
+                if features
+                else "its status names no features at all: upgrade its controller, or have the platform use another "
+                "class"
+            )
+        )
+    given = settings.model_fields_set
+    if settings.shadow:
+        shares = [] if settings.shadow.percent == 100 else [_MIRROR_SHARE]
+        what = "mirror requests" if not shares else "mirror a percentage of requests"
+        need("lepton:endpoint.shadow", what, _MIRROR, *shares)
+    if settings.sticky and settings.sticky.header:
+        never(
+            "lepton:endpoint.sticky.header",
+            "the Gateway API can't choose a version by a header that clients send (its session persistence makes "
+            "tokens of its own)",
+        )
+    if settings.sticky and settings.sticky.cookie and gateway["controller"] not in _KEEPS_SESSIONS:
+        never(
+            "lepton:endpoint.sticky.cookie",
+            f"GatewayClass {name} ({gateway['controller']}) is not known to do session persistence, which is in the "
+            "experimental channel of the Gateway API; the controllers that are: " + ", ".join(sorted(_KEEPS_SESSIONS)),
+        )
+    if "failover" in given and settings.failover:
+        never("lepton:endpoint.failover", "the Gateway API has nothing that hands a dead variant's share to another")
+    if "timeouts" in given:
+        lines += _unsupported_timeouts(settings.timeouts.model_fields_set, name, features)
+    if "retries" in given and settings.retries:
+        need("lepton:endpoint.retries", "retry requests that no server has seen", *_RETRY)
+    if lines:
+        raise UnsupportedError("\n".join(lines))
+
+
+_MEND = "leave it out, or have the platform use a class that can"
+
+
+def _unsupported_timeouts(given: Collection[str], name: str, features: frozenset[str]) -> list[str]:
+    lines: list[str] = []
+    for key, what, feature in (
+        ("total", "bound a request's time", _REQUEST_TIMEOUT),
+        ("per_try", "bound an attempt's time", _BACKEND_TIMEOUT),
+    ):
+        if key in given and feature not in features:
+            lines.append(
+                f"lepton:endpoint.timeouts.{key}: GatewayClass {name} doesn't say that it can {what} ({feature}); "
+                f"{_MEND}"
+            )
+    if "idle" in given:
+        lines.append(
+            "lepton:endpoint.timeouts.idle: the Gateway API has no timeout of a connection without a byte; leave it "
+            "out, and set it in the class's own configuration"
+        )
+    return lines
