@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Unit = Literal["1/s", "ratio", "ms", "requests", "s", "cores", "bytes"]
+Unit = Literal["1/s", "ratio", "ms", "requests", "s", "cores", "bytes", "replicas"]
 
 VERSION_LABELS = ("team", "model", "version")
 ENDPOINT_LABELS = ("team", "model")
@@ -64,7 +64,13 @@ def _of_requests(level: str, labels: tuple[str, ...], whose: str) -> list[Metric
             )
             for percentile in PERCENTILES
         ]
-    in_flight = Metric(f"{level}:in_flight:sum", "requests", labels, f"Requests {whose} that servers are at now.")
+    in_flight = Metric(
+        f"{level}:in_flight:sum",
+        "requests",
+        labels,
+        f"Requests {whose} that servers are at now; their mean over "
+        "1m, of those that have ended, where the data plane has no gauge.",
+    )
     return [*metrics, in_flight]
 
 
@@ -99,6 +105,8 @@ VERSION_METRICS: tuple[Metric, ...] = (
     ),
     Metric("version:cpu:cores", "cores", VERSION_LABELS, "Processor time that its servers take, over 1m."),
     Metric("version:memory:bytes", "bytes", VERSION_LABELS, "Resident memory of its servers."),
+    Metric("version:replicas:desired", "replicas", VERSION_LABELS, "Replicas that it is to have."),
+    Metric("version:replicas:ready", "replicas", VERSION_LABELS, "Replicas that may be sent requests."),
 )
 
 ENDPOINT_METRICS: tuple[Metric, ...] = (

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from infra.monitoring.catalogue import METRICS
+from infra.monitoring.data_planes.single_node import SINGLE_NODE
 from infra.monitoring.rules import recording_rules, rules_text
-
-SCRAPE = "2s"
-"""Scrapes and evaluations are this far apart, so that a step of `+20` in a series is 10 a second."""
+from tests.unit.promtool import Promtool
 
 V1 = 'team="diagnostics",model="tumour",version="1.0.0"'
 V2 = 'team="diagnostics",model="tumour",version="2.0.0-rc.1"'
@@ -38,73 +33,30 @@ def bucket(version: str, answered_by: str, bound_ms: str) -> str:
     return f'envoy_lepton_latency_ms_bucket{{{version},answered_by="{answered_by}",instance="router",le="{bound_ms}"}}'
 
 
-@pytest.fixture(scope="session")
-def promtool() -> str:
-    tools = Path(__file__).parents[2] / ".tools" / "bin"
-    found = shutil.which("promtool", path=f"{os.environ['PATH']}{os.pathsep}{tools}")
-    assert found is not None, "no promtool on PATH or in .tools/bin: `make tools` builds it"
-    return found
+@pytest.fixture
+def promtool(tmp_path: Path) -> Promtool:
+    return Promtool(tmp_path, {"rules.yml": rules_text(SINGLE_NODE)})
 
 
 @pytest.fixture
-def check(promtool: str, tmp_path: Path) -> Check:
-    """Has Prometheus run the rules over `series`, and compare what they made at `at` with what is expected.
-
-    Expected are numbers by labels by query, or None by query for no sample at all.
-    """
-
-    def run(series: Mapping[str, str], expected: Mapping[str, Mapping[str, float] | None], at: str = "2m") -> None:
-        (tmp_path / "rules.yml").write_text(rules_text())
-        test = {
-            "rule_files": ["rules.yml"],
-            "evaluation_interval": SCRAPE,
-            "fuzzy_compare": True,
-            "tests": [
-                {
-                    "interval": SCRAPE,
-                    "input_series": [{"series": name, "values": values} for name, values in series.items()],
-                    "promql_expr_test": [_expectation(query, samples, at) for query, samples in expected.items()],
-                }
-            ],
-        }
-        (tmp_path / "test.yml").write_text(yaml.safe_dump(test))
-        done = subprocess.run(
-            [promtool, "test", "rules", tmp_path / "test.yml"], check=False, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    return run
-
-
-def _expectation(query: str, samples: Mapping[str, float] | None, at: str) -> dict[str, Any]:
-    if samples is None:
-        return {"expr": query, "eval_time": at}
-    expected = [{"labels": f"{{{labels}}}", "value": value} for labels, value in samples.items()]
-    # Without the last digits, in which sums of floating-point numbers differ.
-    return {"expr": f"round({query}, 0.00001)", "eval_time": at, "exp_samples": expected}
+def check(promtool: Promtool) -> Check:
+    return promtool.check
 
 
 # -- the rule file
 
 
-def test_promtool_accepts_the_rule_file(promtool: str, tmp_path: Path):
-    (tmp_path / "rules.yml").write_text(rules_text())
-    done = subprocess.run(
-        [promtool, "check", "rules", "--lint=all", "--lint-fatal", tmp_path / "rules.yml"],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_promtool_accepts_the_rule_file(promtool: Promtool):
+    promtool.lint()
 
 
 def test_the_rules_record_what_the_catalogue_lists_and_nothing_else():
-    recorded = {rule["record"] for group in recording_rules()["groups"] for rule in group["rules"]}
+    recorded = {rule["record"] for group in recording_rules(SINGLE_NODE)["groups"] for rule in group["rules"]}
     assert recorded == {metric.name for metric in METRICS}
 
 
 def test_the_rule_text_holds_the_rule_document():
-    assert yaml.safe_load(rules_text()) == recording_rules()
+    assert yaml.safe_load(rules_text(SINGLE_NODE)) == recording_rules(SINGLE_NODE)
 
 
 # -- requests and errors
@@ -493,4 +445,19 @@ def test_a_versions_processor_time_is_in_cores_and_its_memory_in_bytes(check: Ch
             "version:cpu:cores": {V1: 1.5},
             "version:memory:bytes": {V1: 4096},
         },
+    )
+
+
+def test_the_replicas_of_a_version_are_told_once_though_each_protocol_has_a_cluster(check: Check):
+    def servers(protocol: str, metric: str) -> str:
+        return f'envoy_cluster_membership_{metric}{{role="variant",protocol="{protocol}",{V1},instance="router"}}'
+
+    check(
+        {
+            servers("http", "total"): "3x100",
+            servers("http", "healthy"): "2x100",
+            servers("grpc", "total"): "3x100",
+            servers("grpc", "healthy"): "1x100",
+        },
+        {"version:replicas:desired": {V1: 3}, "version:replicas:ready": {V1: 2}},
     )

@@ -5,20 +5,21 @@ Reference: https://prometheus.io/docs/prometheus/latest/configuration/configurat
 
 from __future__ import annotations
 
-import json
 import shutil
 import urllib.error
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from infra.files import salvage_json, write_json
-from infra.monitoring.rules import recording_rules
+from infra.monitoring import querying
+from infra.monitoring.alerts import alerts_text
+from infra.monitoring.data_planes.single_node import SINGLE_NODE
+from infra.monitoring.rules import rules_text
 from infra.single_node.machine.node import Node, NodeError
 from infra.single_node.machine.program import Program
 
@@ -43,21 +44,25 @@ def find_prometheus() -> str:
 
 def program(node: Node, port: int, scrape_interval_seconds: float, retention_seconds: float) -> Program:
     """The program that is the node's Prometheus."""
-    file, rules_file = node.metrics / "prometheus.yml", node.metrics / "rules.yml"
+    file = node.metrics / "prometheus.yml"
+    rules = {node.metrics / "rules.yml": rules_text(SINGLE_NODE), node.metrics / "alerts.yml": alerts_text()}
     configuration = {
         "global": {
             "scrape_interval": _duration(scrape_interval_seconds),
             "scrape_timeout": _duration(scrape_interval_seconds),
             "evaluation_interval": _duration(scrape_interval_seconds),
         },
-        "rule_files": [str(rules_file)],
+        "rule_files": [str(rules_file) for rules_file in rules],
         "scrape_configs": [
-            {
-                "job_name": job,
-                "metrics_path": path,
-                "file_sd_configs": [{"files": [str(_targets(node, job) / "*.json")], "refresh_interval": "5s"}],
-            }
-            for job, path in (("router", "/stats/prometheus"), ("node", "/metrics"), ("server", "/metrics"))
+            {"job_name": PROGRAM, "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]},
+            *(
+                {
+                    "job_name": job,
+                    "metrics_path": path,
+                    "file_sd_configs": [{"files": [str(_targets(node, job) / "*.json")], "refresh_interval": "5s"}],
+                }
+                for job, path in (("router", "/stats/prometheus"), ("node", "/metrics"), ("server", "/metrics"))
+            ),
         ],
     }
     command = [
@@ -71,10 +76,7 @@ def program(node: Node, port: int, scrape_interval_seconds: float, retention_sec
     return Program(
         PROGRAM,
         command,
-        files={
-            file: yaml.safe_dump(configuration, sort_keys=False),
-            rules_file: yaml.safe_dump(recording_rules(), sort_keys=False),
-        },
+        files={file: yaml.safe_dump(configuration, sort_keys=False), **rules},
     )
 
 
@@ -126,19 +128,20 @@ def query(base_url: str, promql: str, timeout_seconds: float = 10) -> list[tuple
         BadQueryError: when Prometheus can't read the expression, or it is of another type.
         NodeError: when Prometheus doesn't answer, or answers with another error.
     """
-    url = f"{base_url}/api/v1/query?{urllib.parse.urlencode({'query': promql})}"
+    url = f"{base_url}{querying.PATH}?{urllib.parse.urlencode({'query': promql})}"
     try:
         with urllib.request.urlopen(url, timeout=timeout_seconds) as response:  # noqa: S310 - our own http:// URL
-            answer: dict[str, Any] = json.load(response)
+            status, body = response.status, response.read()
     except urllib.error.HTTPError as error:
-        kind = BadQueryError if error.code == HTTPStatus.BAD_REQUEST else NodeError
-        raise kind(f"Prometheus refused {promql!r}: {_reason(error.read())}") from None
+        status, body = error.code, error.read()
     except OSError as error:
         raise NodeError(f"Prometheus at {base_url} does not answer: {error}") from None
-    found = answer["data"]
-    if found["resultType"] != "vector":
-        raise BadQueryError(f"{promql!r} gives a {found['resultType']}, and an instant vector is asked for")
-    return [(sample["metric"], float(sample["value"][1])) for sample in found["result"]]
+    try:
+        return querying.instant_vector(promql, status, body)
+    except querying.BadExpressionError as error:
+        raise BadQueryError(str(error)) from None
+    except querying.RefusedError as error:
+        raise NodeError(str(error)) from None
 
 
 def is_ready(port: int) -> bool:
@@ -147,14 +150,6 @@ def is_ready(port: int) -> bool:
             return response.status == 200
     except OSError:
         return False
-
-
-def _reason(body: bytes) -> str:
-    """What Prometheus' API says of an error, without the JSON around it."""
-    try:
-        return str(json.loads(body)["error"])
-    except (ValueError, KeyError, TypeError):
-        return body.decode(errors="replace")
 
 
 def _targets(node: Node, job: str) -> Path:
