@@ -18,6 +18,7 @@ from infra.cluster.manifests.routes import Backend, endpoint_routes
 from infra.cluster.resource import Object, provider
 from infra.contracts import ObservationError, PlatformExports, Stack, VersionExports
 from infra.errors import UserError
+from infra.monitoring.dashboards import dashboard_path
 from infra.settings import EndpointSettings
 
 _TAKEN_ON_SECONDS = 10.0
@@ -63,12 +64,13 @@ class Endpoint(pulumi.ComponentResource):
         for manifest in routes[1:]:
             # Where a Gateway takes one route of two, the older one it is.
             Object(f"{stack.name}-{manifest['kind']}-{manifest['metadata']['name']}", manifest, options(*claims, main))
+        grafana = internals.get("grafana_url")
         self.exports: Mapping[str, pulumi.Input[Any]] = {
             "url": endpoint_url(platform, stack.team, settings.model),
             "weights": settings.weights,
             "baseline": settings.baseline_version,
             "shadow": settings.shadow.model_dump() if settings.shadow else None,
-            "dashboard_url": None,
+            "dashboard_url": f"{grafana}{dashboard_path(stack.team, settings.model)}" if grafana else None,
         }
         self.register_outputs(dict(self.exports))
 

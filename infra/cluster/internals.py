@@ -88,6 +88,8 @@ class ClusterInternals(TypedDict):
     """As `infra.settings.cluster.Feature`."""
     monitoring_namespace: str | None
     """Where a Prometheus runs that scrapes versions; None: anywhere."""
+    grafana_url: NotRequired[str | None]
+    """Where people reach a Grafana with the dashboards."""
     aws: NotRequired[AwsFacts | None]
     """None, or left out: it isn't on EKS, or not of the platform's making."""
 

@@ -38,6 +38,9 @@ def _gpu_resource(value: object) -> str:
     return value
 
 
+SHARED_GPU = "nvidia.com/gpu.shared"
+"""A time slice of a GPU: what the device plugin renames `nvidia.com/gpu` to, so that nobody takes one for a whole."""
+
 DnsName = Annotated[str, BeforeValidator(_dns_name)]
 Image = Annotated[str, BeforeValidator(_image)]
 """A container image by its digest."""
@@ -65,8 +68,24 @@ class Pool(Settings):
     """What its GPUs, or their parts, are asked for by; None: it has none."""
     product: str | None = None
     """Its GPUs' `nvidia.com/gpu.product`."""
+    shares: int = Field(default=1, ge=1, le=64, strict=True)
+    """Time-slicing, with `gpu_resource: nvidia.com/gpu.shared`: as so many the device plugin offers each GPU."""
     tolerations: tuple[dict[str, str], ...] = ()
     """For its nodes' taints, as in a Pod."""
+
+    @model_validator(mode="after")
+    def _gpus_are_of_one_kind(self) -> Pool:
+        if self.product is not None and self.gpu_resource is None:
+            raise ValueError(
+                f"pool {self.name!r} has GPUs of product {self.product!r}, and nothing that they are asked for by; "
+                "give 'gpu_resource', such as 'nvidia.com/gpu'"
+            )
+        if self.shares > 1 and self.gpu_resource != SHARED_GPU:
+            raise ValueError(
+                f"pool {self.name!r} has {self.shares} shares of each GPU, which are asked for as '{SHARED_GPU}'; "
+                f"given gpu_resource {self.gpu_resource!r}"
+            )
+        return self
 
 
 class Tls(Settings):
@@ -101,12 +120,26 @@ class GatewaySettings(Settings):
     """Whose metrics count requests. Default: told from the class's controller."""
     namespace: Name | None = None
     """Where the class's own Pods run, which are let through to versions, and scraped. Default: any namespace."""
+    features: tuple[str, ...] | None = None
+    """What the class can do, in the Gateway API's words (`HTTPRouteRequestMirror`). Default: what its status says; some
+    classes say nothing there."""
+    ready_timeout: Seconds = 300.0
+    """How long the Gateway may take until it is programmed; with `url`, nobody waits for it."""
 
     @model_validator(mode="after")
     def _tls_has_names(self) -> GatewaySettings:
         if self.tls is not None and self.tls.issuer is not None and self.domain is None:
             raise ValueError("a certificate is made for a name: with 'tls.issuer' give 'domain'")
         return self
+
+    @property
+    def scheme(self) -> Literal["http", "https"]:
+        """Of its listeners."""
+        return "https" if self.tls else "http"
+
+    @property
+    def listener_port(self) -> int:
+        return self.port or (443 if self.tls else 80)
 
 
 class ResourceLimits(Settings):
@@ -129,8 +162,10 @@ class TeamSettings(Settings):
 
 
 class ImageSettings(Settings):
-    """Container images, each by its digest."""
+    """Container images, each by its digest, and the registry of the environment's own."""
 
+    registry: str | None = Field(default=None, pattern=r"^[a-z0-9.-]+(:\d+)?(/[a-z0-9._/-]+)?$")
+    """`HOST[:PORT][/PREFIX]`, where images of versions are kept. With `provision: eks`, ECR."""
     server: Image | None = None
     """For versions that name none: holds MLServer, or whatever the artifacts' servers are."""
     puller: Image | None = None
@@ -142,7 +177,8 @@ class ImageSettings(Settings):
     device_plugin: Image | None = None
     dcgm_exporter: Image | None = None
     pull_secrets: tuple[Name, ...] = ()
-    """Of type kubernetes.io/dockerconfigjson in the platform's namespace; copied into every version's."""
+    """Of type kubernetes.io/dockerconfigjson in the platform's namespace (and in that of `gpus`, where something runs
+    there); copied into every version's."""
 
 
 class ClusterMonitoring(Settings):
@@ -154,7 +190,8 @@ class ClusterMonitoring(Settings):
     url: str | None = Field(default=None, pattern=r"^(https?|kubernetes)://.+$")
     """Where Prometheus answers, if not here: a URL, or `kubernetes://NAMESPACE/SERVICE:PORT`, which is reached through
     the API server."""
-    scrape_interval: Seconds = 15.0
+    scrape_interval: Seconds = 5.0
+    """Gates take no sample that is older than 15 s."""
     retention: Seconds = 1296000.0
     storage: Bytes = 50 * 2**30
     storage_class: str | None = None
@@ -163,6 +200,14 @@ class ClusterMonitoring(Settings):
     """On the operator's objects, so that its Prometheus selects them."""
     alert_receivers: tuple[dict[str, object], ...] = ()
     """Alertmanager's `receivers`; the first gets what no other does. Secrets are files to mount, never values."""
+    alert_secrets: tuple[Name, ...] = ()
+    """Secrets in the platform's namespace; Alertmanager finds each one's keys as files under
+    `/etc/alertmanager/secrets/NAME/`."""
+    grafana_secret: Name | None = None
+    """A secret in the platform's namespace with the keys `admin-user` and `admin-password`: Grafana's administrator.
+    Left out, there is no Grafana."""
+    grafana_url: str | None = Field(default=None, pattern=r"^https?://.+[^/]$")
+    """Where people reach a Grafana that has the dashboards; endpoints link to theirs there."""
 
     @model_validator(mode="after")
     def _is_found(self) -> ClusterMonitoring:
@@ -172,15 +217,12 @@ class ClusterMonitoring(Settings):
 
 
 class GpuSupport(Settings):
-    """What makes the cluster's GPUs schedulable."""
+    """What makes the cluster's GPUs schedulable and seen; neither where a GPU Operator does it already."""
 
-    device_plugin: bool = False
-    """Whether NVIDIA's device plugin is brought up here; not where a GPU Operator is there."""
-    dcgm_exporter: bool = False
-    """Whether NVIDIA's DCGM exporter is brought up here, for the GPUs' metrics."""
-    shares: int = Field(default=1, ge=1, le=64, strict=True)
-    """Time-slicing: as so many GPUs the device plugin offers each one."""
-    mig_strategy: Literal["none", "single", "mixed"] = "none"
+    device_plugin: bool = Field(default=False, strict=True)
+    """Whether NVIDIA's device plugin is brought up here, on the pools that have GPUs."""
+    dcgm_exporter: bool = Field(default=False, strict=True)
+    """Whether NVIDIA's DCGM exporter is brought up there, for the GPUs' metrics."""
 
 
 class ClusterSettings(Settings):
@@ -212,9 +254,34 @@ class ClusterSettings(Settings):
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise ValueError(f"pool {twice[0]} is listed twice; give each a name of its own")
+        if self.eks is not None and self.pools:
+            raise ValueError("a cluster that is made here has its pools in 'eks.pools'; leave 'pools' out")
+        if self.eks is not None and self.images.registry is not None:
+            raise ValueError("a cluster that is made here has its registry in ECR; leave 'images.registry' out")
         if self.gateway.domain and len(self.teams) > 64:
             raise ValueError(
                 f"a Gateway has at most 64 listeners, and {len(self.teams)} teams would have one each; leave "
                 "'gateway.domain' out, so that they share one"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> ClusterSettings:
+        for key in ("device_plugin", "dcgm_exporter"):
+            if not getattr(self.gpus, key):
+                continue
+            if getattr(self.images, key) is None:
+                raise ValueError(f"'gpus.{key}' needs its image: give 'images.{key}', by its digest")
+            if self.eks is None and not any(pool.gpu_resource for pool in self.pools):
+                raise ValueError(
+                    f"'gpus.{key}' runs on the nodes that have GPUs: give 'pools', one of them with 'gpu_resource'"
+                )
+        if self.eks is not None and self.monitoring.kind != "external" and self.gateway.metrics is None:
+            raise ValueError(
+                "a cluster that is made here has no GatewayClass yet to tell whose metrics count requests: give "
+                "'gateway.metrics'"
+            )
+        queued = [team for team, settings in self.teams.items() if settings.queue]
+        if queued and "kueue" not in self.features:
+            raise ValueError(f"'teams.{queued[0]}.queue' is Kueue's: add 'kueue' to 'features'")
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -30,6 +31,17 @@ def _environment(env: dict[str, str]) -> dict[str, str]:
         )
     return env
 
+
+def _network(value: object) -> str:
+    try:
+        # A number counts as an address, too.
+        return str(ipaddress.ip_network(value if isinstance(value, str) else ""))
+    except ValueError:
+        raise ValueError("a network is an address and the length of its prefix, such as '10.2.0.0/16'") from None
+
+
+Network = Annotated[str, BeforeValidator(_network)]
+"""In CIDR notation, with no bit set beyond the prefix."""
 
 Environment = Annotated[dict[str, str], AfterValidator(_environment)]
 """A server's environment variables, less those that this project sets."""
@@ -151,6 +163,8 @@ class Autoscaling(Settings):
             raise ValueError(f"target {self.target:g} is a share of a replica's {self.by} time, from 0 to 1")
         if self.min == 0 and self.scaler == "hpa":
             raise ValueError("a HorizontalPodAutoscaler keeps at least 1 replica; give min 1, or 'scaler: keda'")
+        if self.min == 0 and self.by in ("cpu", "gpu"):
+            raise ValueError(f"no replica uses no {self.by} time, so nothing would wake the version; give min 1")
         return self
 
 
@@ -210,7 +224,7 @@ class VersionSettings(Settings):
     """The image that holds the model's files, by its digest."""
     api_access: bool = Field(default=False, strict=True)
     """Whether its containers get a token of the Kubernetes API."""
-    egress: tuple[str, ...] = ()
+    egress: tuple[Network, ...] = ()
     """Networks (CIDR) that its containers may call, beyond where models and images come from; none by default."""
 
     @model_validator(mode="after")

@@ -25,6 +25,7 @@ from rollout.driving.means import Judging, Means, Recording, Sampling
 from rollout.driving.quiet_hours import quiet_until
 from rollout.driving.state import Follows, GateOutcome, Phase, RolloutState, adopted, find_state, read_state
 from rollout.driving.traffic import final, restored, shadow_in, shares, with_step, with_variants
+from rollout.driving.vitals import DEAD_SECONDS, Vitals
 from rollout.project import ROLLOUT_KEY, StackConfig, UnknownStackError, waited_for, write_config
 from rollout.pulumi_stack import StackError
 from rollout.release import FencedError
@@ -116,6 +117,7 @@ class Driver:
         self._found: Mapping[str, int] | None = None
         """The weights that the data plane had when somebody said to go on."""
         self._blind_since: float | None = None
+        self._vitals = Vitals()
         self._phases: Mapping[Phase, Callable[[RolloutState], RolloutState]] = {
             "awaiting approval": self._await_approval,
             "waiting": self._wait,
@@ -301,6 +303,7 @@ class Driver:
             baked += min(seconds, _UNWATCHED_SECONDS)
             # A look at metrics that aren't there says nothing of weights, which may be fine.
             self._compare(state, look.weights or self._observed(self._endpoint()))
+            self._require_alive(state)
             judge.see(look)
             verdicts = [verdict for verdict in judge.verdicts() if judged or verdict.word == "fail"]
             self._record.look(state.step, look, verdicts)
@@ -545,6 +548,22 @@ class Driver:
         if self._sampler is None:
             self._sampler = self._means.sampler(self._endpoint(), state)
         return self._sampler.look(list(dict.fromkeys([*state.current.weights, *state.current.shadow])))
+
+    def _require_alive(self, state: RolloutState) -> None:
+        """Raises StepError where a version that gains requests has had no replica for some time to answer them."""
+        endpoint = self._endpoint()
+        served = [version for version in state.candidates if state.current.weights[version]]
+        try:
+            ready = self._releases.observer(endpoint).ready(endpoint.team, endpoint.endpoint.model, served)
+        except ObservationError:
+            # As long as the weights can be read, that is no verdict.
+            return
+        dead = self._vitals.see(ready, served, self._clock.monotonic())
+        if dead:
+            raise StepError(
+                f"{', '.join(dead)} gets requests, and has had no ready replica for {DEAD_SECONDS:.0f} s; see "
+                f"`lepton status {self._address}`"
+            )
 
     def _require_ready(self, version: str) -> None:
         endpoint = self._endpoint()

@@ -163,7 +163,7 @@ def test_a_changed_config_makes_new_pods_of_what_reads_it() -> None:
             for made in workloads(objects(given))
         }
 
-    before, after = checksums(settings()), checksums(settings(scrape_interval="5s"))
+    before, after = checksums(settings()), checksums(settings(scrape_interval="7s"))
     assert before == checksums(settings())
     assert {name for name in before if before[name] != after[name]} == {"prometheus", "grafana"}
 

@@ -97,7 +97,7 @@ class Deployment:
 
 def deploy(given: EksSettings, *, environment: str = "prod", pullers: Sequence[ServiceAccount] = ()) -> Deployment:
     deployment = Deployment()
-    pulumi.runtime.set_mocks(_Aws(), project="lepton", stack=environment, monitor=_Recorder(deployment))
+    pulumi.runtime.set_mocks(Aws(), project="lepton", stack=environment, monitor=_Recorder(deployment))
 
     @pulumi.runtime.test
     def program() -> Any:
@@ -123,7 +123,7 @@ def _urn(found: Declared) -> str:
 
 class _Recorder(mocks.MockMonitor):
     def __init__(self, deployment: Deployment) -> None:
-        super().__init__(_Aws())
+        super().__init__(Aws())
         self._deployment = deployment
 
     def RegisterResource(self, request: Any) -> Any:
@@ -148,7 +148,7 @@ def _short(urn: str) -> str:
     return f"{types.split('$')[-1]}::{name}"
 
 
-class _Aws(mocks.Mocks):
+class Aws(mocks.Mocks):
     """What AWS would say."""
 
     def new_resource(self, args: mocks.MockResourceArgs) -> tuple[str | None, dict[Any, Any]]:

@@ -617,6 +617,22 @@ def test_a_candidate_without_a_ready_replica_fails_before_any_weight(world: Worl
     assert world.moves == [START]
 
 
+def test_a_candidate_that_dies_in_a_bake_is_taken_back_though_no_metric_names_it(world: World) -> None:
+    world.clock.at(20, lambda: world.replicas.update({NEW: 0}))
+    state = world.start(world.rollout(*STEPS, gates=[], bake="60s", max_bake="60s"))
+    assert state.phase == "taken back"
+    assert f"{NEW} gets requests, and has had no ready replica for 10 s" in state.reason
+    assert world.moves[-1] == START
+
+
+def test_a_candidate_that_is_back_soon_goes_on(world: World) -> None:
+    world.clock.at(20, lambda: world.replicas.update({NEW: 0}))
+    world.clock.at(28, lambda: world.replicas.update({NEW: 1}))
+    world.clock.at(35, lambda: world.replicas.update({NEW: 0}))
+    world.clock.at(43, lambda: world.replicas.update({NEW: 1}))
+    assert world.start(world.rollout(*STEPS, gates=[], bake="60s", max_bake="60s")).phase == "succeeded"
+
+
 def test_a_candidate_that_fails_its_samples_fails_before_any_weight(world: World) -> None:
     world.broken = {"warm up": 1}
     assert world.start(world.rollout(*STEPS)).reason == "request 1 got 500"

@@ -1,4 +1,4 @@
-"""The rules, on what the single node's components really register and check, and the pack's config."""
+"""The rules, on what the modes' components really register and check, and the pack's config."""
 
 from __future__ import annotations
 
@@ -18,8 +18,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pulumi.runtime.mocks import MockCallArgs, MockResourceArgs, Mocks
 from pulumi.runtime.proto import analyzer_pb2
 
+from infra.cluster.manifests import Manifest
+from infra.cluster.manifests.gateway import gateway
+from infra.cluster.manifests.identity import namespace as version_namespace
+from infra.cluster.manifests.teams import team_objects
+from infra.cluster.manifests.version import Version
+from infra.cluster.manifests.workload import workload
 from infra.contracts import Stack
 from infra.settings import EndpointSettings, PlatformSettings, VersionSettings
+from infra.settings.cluster import GatewaySettings
+from infra.settings.version import mlserver
 from infra.single_node.endpoint import Endpoint
 from infra.single_node.platform import Platform
 from infra.single_node.version import ModelServers, ServedVersion
@@ -231,6 +239,125 @@ def test_an_endpoint_of_several_variants_without_failover_is_named() -> None:
 
 def test_one_variant_has_nothing_to_fail_over_to() -> None:
     assert endpoint("1.0.0", failover=False) == {}
+
+
+# -- in a cluster
+
+COMMIT = {"lepton/git-commit": "0123456789" * 4, "lepton/git-dirty": "false"}
+SIGNED = COMMIT | {"lepton/signed-by": "SHA256:abc"}
+
+
+def judge(*objects: Manifest) -> Violations:
+    """What the rules say of Kubernetes objects: messages by rule, for those that found any."""
+    found = {
+        rule.name: [message for manifest in objects for message in rule.violations(kubernetes_type(manifest), manifest)]
+        for rule in RULES
+    }
+    return {name: messages for name, messages in found.items() if messages}
+
+
+def kubernetes_type(manifest: Manifest) -> str:
+    version = manifest["apiVersion"]
+    return f"kubernetes:{version if '/' in version else f'core/{version}'}:{manifest['kind']}"
+
+
+def in_a_cluster(provenance: dict[str, str] = SIGNED, image: str = f"scan@{DIGEST}", **settings: Any) -> Violations:
+    """What they say of a version's namespace and Pods."""
+    document = {"environment": "dev", "model": "scan", "version": "1.0.0", "resources": LIMITS} | settings
+    internals: Any = {
+        "environment": "dev",
+        "namespace": "lepton",
+        "teams": {"diagnostics": {"namespace": "diagnostics-dev", "quota": {}, "limits": {}, "queue": None}},
+        "images": {"server": None, "puller": f"puller@{DIGEST}", "pull_secrets": []},
+        "pools": [],
+        "features": [],
+        "monitoring_namespace": None,
+    }
+    made = Version(
+        team="diagnostics",
+        settings=VersionSettings.model_validate(document),
+        server=mlserver(),
+        internals=internals,
+        image=image,
+        digest=DIGEST,
+        size=1000,
+        store="oci://registry.example.org/models",
+        prometheus="http://prometheus.lepton.svc:9090",
+        provenance=provenance,
+    )
+    return judge(version_namespace(made), workload(made))
+
+
+def shared_gateway(**settings: Any) -> Manifest:
+    return gateway("dev", "lepton", ["diagnostics"], GatewaySettings.model_validate({"class_name": "x"} | settings))
+
+
+def test_a_version_in_a_cluster_that_is_limited_signed_and_from_a_commit_is_fine() -> None:
+    assert in_a_cluster() == {}
+    assert in_a_cluster(nodes_per_replica=2) == {}
+
+
+@pytest.mark.parametrize("nodes", [1, 2], ids=["deployment", "leader-worker-set"])
+def test_a_version_in_a_cluster_without_a_limit_is_told_which(nodes: int) -> None:
+    (message,) = in_a_cluster(resources={"cpu": 2}, nodes_per_replica=nodes)["version-has-limits"]
+    assert message.startswith("lepton:version.resources.memory: not given: container server of scan 1.0.0 ")
+
+
+def test_an_image_in_a_cluster_that_is_named_by_a_tag_is_told_of() -> None:
+    (message,) = in_a_cluster(image="registry.example.org:5000/scan:1.0.0")["image-is-named-by-content"]
+    assert "given 'registry.example.org:5000/scan:1.0.0' (container server)" in message
+    assert "'registry.example.org:5000/scan@sha256:…'" in message
+
+
+@pytest.mark.parametrize(
+    ("provenance", "rule", "said"),
+    [
+        ({"lepton/signed-by": "x"}, "version-comes-from-a-commit", "it comes from no Git commit"),
+        (SIGNED | {"lepton/git-dirty": "true"}, "version-comes-from-a-commit", "with local changes"),
+        (SIGNED | {"lepton/pickles": "model.pkl"}, "version-has-no-pickles", "model.pkl: pickled objects run code"),
+        (COMMIT, "version-is-signed", "sign it: lepton package sign scan:1.0.0 --key FILE"),
+    ],
+)
+def test_where_a_version_in_a_cluster_comes_from_is_judged_as_on_a_node(
+    provenance: dict[str, str], rule: str, said: str
+) -> None:
+    found = in_a_cluster(provenance=provenance)
+    assert list(found) == [rule]
+    (message,) = found[rule]
+    assert message.startswith(f"scan 1.0.0 ({DIGEST}): ")
+    assert said in message
+
+
+def test_a_gateway_without_tls_is_named_with_its_key() -> None:
+    (message,) = judge(shared_gateway())["gateway-has-tls"]
+    assert message.startswith("lepton:platform.cluster.gateway.tls: not given: ")
+    assert judge(shared_gateway(tls={"secret": "wildcard"})) == {}
+
+
+def test_a_teams_namespace_that_lets_more_in_is_named() -> None:
+    namespace, _ = team_objects("dev", "diagnostics")
+    assert judge(namespace) == {}
+    label = "pod-security.kubernetes.io/enforce"
+    namespace["metadata"]["labels"][label] = "baseline"
+    (message,) = judge(namespace)["namespace-restricts-pods"]
+    assert f"label {label}: given 'baseline'" in message
+    assert message.endswith("write 'restricted'")
+    del namespace["metadata"]["labels"][label]
+    assert "not given" in judge(namespace)["namespace-restricts-pods"][0]
+
+
+def test_what_is_not_ours_is_not_judged() -> None:
+    theirs = shared_gateway()
+    theirs["metadata"]["labels"] = {}
+    namespace: Manifest = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "theirs"}}
+    container = {"name": "x", "image": "x:latest"}
+    deployment: Manifest = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "theirs"},
+        "spec": {"template": {"spec": {"containers": [container]}}},
+    }
+    assert judge(theirs, namespace, deployment) == {}
 
 
 class Refused(Exception):

@@ -1,0 +1,57 @@
+"""Hands a running version's number of replicas to the autoscaler that its config has got.
+
+A field that one manager alone has applied goes away when that one no longer applies it, and a Deployment's replicas are
+1 then: all others would be gone at once, and come back as fast as the autoscaler moves.
+
+Reference: https://kubernetes.io/docs/reference/using-api/server-side-apply/#transferring-ownership
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from infra.cluster.manifests.version import Version
+from infra.cluster.manifests.workload import DEPLOYMENT, LEADER_WORKER_SET
+from infra.cluster.names import SERVER
+
+if TYPE_CHECKING:
+    from infra.cluster.api import Api
+    from infra.cluster.manifests import Manifest
+
+_MANAGER = "lepton-autoscaling"
+
+
+def hand_over_replicas(version: Version, api: Api) -> None:
+    """Has the number be applied by a second manager too, until the autoscaler first changes it.
+
+    Nothing where it is the autoscaler's already, or 0: one from 0 on would leave it so.
+
+    Raises:
+        ObservationError: when the API server can't be reached, or refuses.
+    """
+    from infra.cluster.api import NotFoundError  # noqa: PLC0415 - slow to import
+
+    api_version, kind = LEADER_WORKER_SET if version.spans_nodes else DEPLOYMENT
+    path = f"/apis/{api_version}/namespaces/{version.namespace}/{kind.lower()}s/{SERVER}"
+    try:
+        live = api.get(path)
+    except NotFoundError:
+        return
+    replicas = live["spec"].get("replicas", 0)
+    if not replicas or not _is_applied(live):
+        return
+    own = {
+        "apiVersion": api_version,
+        "kind": kind,
+        "metadata": {"name": SERVER, "namespace": version.namespace},
+        "spec": {"replicas": replicas},
+    }
+    api.patch(f"{path}?fieldManager={_MANAGER}", json.dumps(own), "application/apply-patch+yaml")
+
+
+def _is_applied(live: Manifest) -> bool:
+    return any(
+        entry["operation"] == "Apply" and "f:replicas" in entry.get("fieldsV1", {}).get("f:spec", {})
+        for entry in live["metadata"].get("managedFields", [])
+    )

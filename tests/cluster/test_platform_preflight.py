@@ -1,0 +1,231 @@
+"""What a cluster must have before a platform is put into it, asked of real API servers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from infra.cluster.api import Api
+from infra.cluster.preflight import PreflightError, preflight
+from infra.settings.cluster import ClusterSettings
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.gateway import CLASS, CONTROLLER, GatewayClass
+from tests.cluster.kwok_nodes import KwokNodes
+from tests.deadline import until
+
+HTTP_ROUTES = "httproutes.gateway.networking.k8s.io"
+KUEUE = ("kueue.x-k8s.io", "v1beta1")
+
+
+def settings(class_name: str = CLASS, **given: Any) -> ClusterSettings:
+    gateway = {"class_name": class_name} | given.pop("gateway", {})
+    return ClusterSettings.model_validate({"teams": {"diagnostics": {}}, "gateway": gateway} | given)
+
+
+def api(control_plane: ControlPlane, context: str | None = None) -> Api:
+    return Api({"kubeconfig": str(control_plane.kubeconfig), "context": context, "document": None})
+
+
+def refusal(given: Api, asked: ClusterSettings) -> str:
+    with pytest.raises(PreflightError) as refused:
+        preflight(given, "dev", asked)
+    return str(refused.value)
+
+
+class OtherVersion(Api):
+    """An API server that says it is of another version."""
+
+    def __init__(self, control_plane: ControlPlane, minor: str) -> None:
+        super().__init__({"kubeconfig": str(control_plane.kubeconfig), "context": None, "document": None})
+        self._minor = minor
+
+    def get(self, path: str, **query: str) -> Any:
+        return {"major": "1", "minor": self._minor} if path == "/version" else super().get(path, **query)
+
+
+def custom_resource(group: str, version: str, kind: str, plural: str, scope: str = "Namespaced") -> dict[str, Any]:
+    schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {
+            "name": f"{plural}.{group}",
+            "annotations": {"api-approved.kubernetes.io": "unapproved, a test's own"},
+        },
+        "spec": {
+            "group": group,
+            "scope": scope,
+            "names": {"kind": kind, "plural": plural, "singular": kind.lower()},
+            "versions": [{"name": version, "served": True, "storage": True, "schema": schema}],
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def bare() -> Iterator[ControlPlane]:
+    """A cluster without anything beyond Kubernetes."""
+    found = ControlPlane.in_new_folder()
+    try:
+        found.start()
+        yield found
+    finally:
+        found.stop()
+
+
+def test_a_cluster_that_has_all_is_described(
+    control_plane: ControlPlane, gateway_class: GatewayClass, kwok_nodes: KwokNodes
+) -> None:
+    facts = preflight(api(control_plane), "dev", settings())
+    assert facts.controller == CONTROLLER
+    assert facts.features == gateway_class.features
+    assert {"gpu-0", "gpu-3"} <= {node["metadata"]["name"] for node in facts.nodes}
+    assert facts.identity == preflight(api(control_plane, context="admin"), "dev", settings()).identity
+
+
+def test_what_a_class_does_not_say_is_as_told(control_plane: ControlPlane, gateway_class: GatewayClass) -> None:
+    told = settings(gateway={"features": ("HTTPRouteRequestMirror",)})
+    assert preflight(api(control_plane), "dev", told).features == ["HTTPRouteRequestMirror"]
+
+
+def test_a_team_that_still_has_versions_stays(control_plane: ControlPlane, gateway_class: GatewayClass) -> None:
+    control_plane.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": {
+                "name": "left-over",
+                "labels": {"lepton/environment": "leaving", "lepton/team": "imaging", "lepton/version": "1.0.0"},
+            },
+        }
+    )
+    with pytest.raises(PreflightError) as refused:
+        preflight(api(control_plane), "leaving", settings())
+    assert "teams: 'imaging' is not given, and has 1 version in the cluster; take its endpoints" in str(refused.value)
+    assert preflight(api(control_plane), "leaving", settings(teams={"imaging": {}})).controller == CONTROLLER
+
+
+def test_a_class_that_is_not_there_is_told_which_are(control_plane: ControlPlane, gateway_class: GatewayClass) -> None:
+    text = refusal(api(control_plane), settings("istio"))
+    assert "lepton:platform.cluster.gateway.class_name: given 'istio': it has no GatewayClass of that name" in text
+    assert text.endswith(f"there are: {CLASS}")
+
+
+def test_all_that_is_missing_is_said_at_once(control_plane: ControlPlane, gateway_class: GatewayClass) -> None:
+    asked = settings(
+        "istio",
+        features=("keda", "leader-worker-sets", "kueue"),
+        monitoring={"kind": "operator", "url": "http://prometheus:9090"},
+        gateway={"domain": "models.example.com", "tls": {"issuer": "letsencrypt"}},
+    )
+    text = refusal(api(control_plane), asked)
+    for said in (
+        "given 'keda': it serves no scaledobjects of keda.sh/v1alpha1; install KEDA, or leave 'keda' out",
+        "given 'leader-worker-sets': it serves no leaderworkersets",
+        "given 'kueue': it serves no localqueues",
+        "monitoring.kind: given 'operator': it serves no podmonitors of monitoring.coreos.com/v1",
+        "gateway.tls.issuer: given 'letsencrypt': it has no ClusterIssuer of that name",
+        "given 'istio': it has no GatewayClass",
+    ):
+        assert said in text
+
+
+def test_a_class_that_no_controller_accepted_is_refused(
+    control_plane: ControlPlane, gateway_class: GatewayClass
+) -> None:
+    orphan = {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "GatewayClass",
+        "metadata": {"name": "orphan"},
+        "spec": {"controllerName": "example.org/nobody"},
+    }
+    control_plane.apply(orphan)
+    try:
+        text = refusal(api(control_plane), settings("orphan"))
+    finally:
+        control_plane.delete("gateway.networking.k8s.io/v1", "GatewayClass", "orphan")
+    assert (
+        "given 'orphan': GatewayClass: nobody has said yet whether it is Accepted; is its controller running?" in text
+    )
+
+
+@pytest.mark.parametrize(("minor", "refused"), [("31", True), ("31+", True), ("32", False), ("33+", False)])
+def test_kubernetes_is_new_enough_or_refused(
+    control_plane: ControlPlane, gateway_class: GatewayClass, minor: str, refused: bool
+) -> None:
+    given = OtherVersion(control_plane, minor)
+    if refused:
+        assert "its Kubernetes is 1.31; 1.32 or newer is needed" in refusal(given, settings())
+    else:
+        assert preflight(given, "dev", settings()).controller == CONTROLLER
+
+
+def test_image_volumes_need_the_release_that_has_them(control_plane: ControlPlane, gateway_class: GatewayClass) -> None:
+    asked = settings(features=("image-volumes",))
+    assert "leave it out, and models are pulled" in refusal(OtherVersion(control_plane, "32"), asked)
+    assert preflight(api(control_plane), "dev", asked).controller == CONTROLLER
+
+
+def test_device_claims_are_part_of_a_new_kubernetes(control_plane: ControlPlane, gateway_class: GatewayClass) -> None:
+    asked = settings(features=("dynamic-resource-allocation",))
+    assert preflight(api(control_plane), "dev", asked).controller == CONTROLLER
+
+
+def test_a_context_that_the_kubeconfig_lacks_is_named(control_plane: ControlPlane) -> None:
+    text = refusal(api(control_plane, context="production"), settings())
+    assert text.startswith("lepton:platform.cluster.existing: the cluster's kubeconfig can't be used: ")
+    assert "production" in text
+
+
+def test_a_cluster_that_can_not_be_reached_is_told(own_control_plane: ControlPlane) -> None:
+    own_control_plane.stop_api_server()
+    text = refusal(api(own_control_plane), settings())
+    assert text.startswith("lepton:platform.cluster.existing: the cluster's API server can't be reached: ")
+
+
+def test_a_cluster_without_the_gateway_api_is_told_to_get_it(bare: ControlPlane) -> None:
+    assert "it serves no gatewayclasses of gateway.networking.k8s.io/v1; install the Gateway API's standard CRDs" in (
+        refusal(api(bare), settings())
+    )
+
+
+def test_a_gateway_api_that_is_too_old_is_refused(own_control_plane: ControlPlane) -> None:
+    GatewayClass(own_control_plane).install_resources()
+    own_control_plane.api.patch(
+        "apiextensions.k8s.io/v1",
+        "CustomResourceDefinition",
+        HTTP_ROUTES,
+        None,
+        {"metadata": {"annotations": {"gateway.networking.k8s.io/bundle-version": "v1.0.0"}}},
+    )
+    own_control_plane.apply(
+        {
+            "apiVersion": "gateway.networking.k8s.io/v1",
+            "kind": "GatewayClass",
+            "metadata": {"name": CLASS},
+            "spec": {"controllerName": CONTROLLER},
+        }
+    )
+    assert "its Gateway API is 1.0; 1.1 or newer is needed" in refusal(api(own_control_plane), settings())
+
+
+def test_a_queue_that_is_not_there_is_named(own_control_plane: ControlPlane) -> None:
+    GatewayClass(own_control_plane).install_resources()
+    own_control_plane.apply_all(
+        custom_resource(*KUEUE, "LocalQueue", "localqueues"),
+        custom_resource(*KUEUE, "ClusterQueue", "clusterqueues", scope="Cluster"),
+    )
+    asked = settings(features=("kueue",), teams={"diagnostics": {"queue": "gpus"}})
+
+    def says() -> str:
+        return refusal(api(own_control_plane), asked)
+
+    until(lambda: "it serves no localqueues" not in says(), 30, what="Kueue's resources being served")
+    assert (
+        "lepton:platform.cluster.teams.diagnostics.queue: given 'gpus': it has no ClusterQueue of that name" in says()
+    )
+    own_control_plane.apply(
+        {"apiVersion": "/".join(KUEUE), "kind": "ClusterQueue", "metadata": {"name": "gpus"}, "spec": {}}
+    )
+    assert "ClusterQueue" not in says()

@@ -1,0 +1,234 @@
+"""A cluster's platform as users bring it up: `lepton up` against a real API server with a real Gateway."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import os
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from infra.cluster.names import team_namespace
+from infra.cluster.platform import GuardError, Platform
+from infra.contracts import Stack
+from infra.names import PLATFORM_PROJECT
+from infra.settings import PlatformSettings
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.gateway import CLASS, CONTROLLER, GatewayClass
+from tests.cluster.kwok_nodes import KwokNodes
+from tests.engine.sandbox import REPOSITORY, Outcome, Sandbox
+
+IMAGE = "registry.example.org/gpu/plugin@sha256:" + "0123456789abcdef" * 4
+MINE = "app.kubernetes.io/managed-by=lepton"
+KINDS = (
+    ("v1", "Namespace"),
+    ("v1", "ResourceQuota"),
+    ("scheduling.k8s.io/v1", "PriorityClass"),
+    ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicy"),
+    ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicyBinding"),
+    ("gateway.networking.k8s.io/v1", "Gateway"),
+    ("apps/v1", "DaemonSet"),
+)
+
+
+class PlatformSandbox(Sandbox):
+    """A project with one environment, in a cluster that it shares with others."""
+
+    def __init__(self, control_plane: ControlPlane, gateway_class: GatewayClass) -> None:
+        self.name = f"e{uuid.uuid4().hex[:8]}"
+        self.control_plane = control_plane
+        self.settings: dict[str, Any] = {
+            "existing": {"kubeconfig": str(control_plane.kubeconfig)},
+            "namespace": self.name,
+            "teams": {"diagnostics": {"quota": {"cpu": 8}, "default_limits": {"cpu": 1}}, "imaging": {}},
+            "gateway": {"class_name": CLASS, "port": gateway_class.port, "ready_timeout": "30s"},
+            "monitoring": {"kind": "external", "url": "http://prometheus.example.org:9090"},
+        }
+        super().__init__()
+
+    def write_platform(self, *, ports: str = "", **changes: Any) -> None:
+        document = {"environment": self.name, "mode": "cluster", "cluster": self.settings | changes}
+        self._write("platform", self.name, "platform", document)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        found = super().environment
+        plugin = REPOSITORY / "tests" / "plugins" / "kubernetes"
+        return found | {"PATH": os.pathsep.join([found["PATH"], str(plugin)])}
+
+    def up(self) -> Outcome:
+        return self.lepton("up", self.name)
+
+    def outputs(self) -> dict[str, Any]:
+        return self.pulumi("stack", "output", "--json", "--stack", self.name, team=PLATFORM_PROJECT).json
+
+    def objects(self) -> list[str]:
+        """What of the environment is in the cluster."""
+        return [
+            f"{kind} {found['metadata']['name']}"
+            for api_version, kind in KINDS
+            for found in self.control_plane.list(api_version, kind, labels=MINE)
+            if self.name in found["metadata"]["name"] + found["metadata"].get("namespace", "")
+        ]
+
+
+@pytest.fixture
+def sandbox(
+    control_plane: ControlPlane, gateway_class: GatewayClass, kwok_nodes: KwokNodes
+) -> Iterator[PlatformSandbox]:
+    found = PlatformSandbox(control_plane, gateway_class)
+    try:
+        yield found
+    finally:
+        found.lepton("down", found.name)
+        found.close()
+
+
+def test_a_platform_comes_up_says_where_it_is_stays_as_it_is_and_goes_without_a_trace(
+    sandbox: PlatformSandbox,
+) -> None:
+    namespace = team_namespace(sandbox.name, "diagnostics")
+    up = sandbox.up()
+    assert up.status == 0, up
+    made = sandbox.objects()
+    assert f"Namespace {namespace}" in made
+    assert f"PriorityClass {sandbox.name}-serving-critical" in made
+    assert "Gateway lepton" in made
+
+    outputs = sandbox.outputs()
+    assert outputs["mode"] == "cluster"
+    port = sandbox.settings["gateway"]["port"]
+    assert outputs["endpoint_base_url"] == f"http://{sandbox.control_plane.address}:{port}"
+    assert outputs["gpu_inventory"]["NVIDIA-H100-80GB-HBM3"] >= 32
+    internals = outputs["internals"]
+    assert internals["gateway"]["controller"] == CONTROLLER
+    assert "HTTPRoute" in internals["gateway"]["features"]
+    assert internals["gateway"]["listeners"] == {"diagnostics": "http", "imaging": "http"}
+    assert internals["teams"]["diagnostics"] == {
+        "namespace": namespace,
+        "quota": {"requests.cpu": "8"},
+        "limits": {"cpu": "1"},
+        "queue": None,
+    }
+
+    again = sandbox.up()
+    assert again.status == 0, again
+    assert "nothing changed" in again.err, again
+
+    down = sandbox.lepton("down", sandbox.name)
+    assert down.status == 0, down
+    assert sandbox.objects() == []
+
+
+def test_a_cluster_that_will_not_do_is_refused_before_anything_is_touched(sandbox: PlatformSandbox) -> None:
+    sandbox.write_platform(gateway={"class_name": "istio"})
+    said = "it has no GatewayClass of that name; there are: traefik"
+    up = sandbox.up()
+    assert up.status == 1, up
+    assert said in up.err
+    assert "Traceback" not in up.err
+    assert sandbox.objects() == []
+    preview = sandbox.pulumi("preview", "--stack", sandbox.name, team=PLATFORM_PROJECT)
+    assert preview.status != 0
+    assert said in preview.out + preview.err
+
+
+def test_a_guard_is_not_the_clusters_to_run() -> None:
+    document = {
+        "environment": "dev",
+        "mode": "cluster",
+        "guard": True,
+        "cluster": {"teams": {"diagnostics": {}}, "gateway": {"class_name": CLASS}},
+    }
+    with pytest.raises(GuardError, match="run `lepton guard dev` where your automation runs"):
+        Platform(Stack(team="lepton", name="dev", folder="/srv/project"), PlatformSettings.model_validate(document))
+
+
+def test_a_gateway_without_its_certificate_is_told_until_it_is_there(
+    sandbox: PlatformSandbox, gateway_class: GatewayClass
+) -> None:
+    gateway = {
+        "class_name": CLASS,
+        "port": gateway_class.tls_port,
+        "domain": "models.example.com",
+        "tls": {"secret": "wildcard"},
+    }
+    sandbox.write_platform(gateway=gateway | {"ready_timeout": "3s"})
+    up = sandbox.up()
+    assert up.status == 1, up
+    assert f"the Gateway {sandbox.name}/lepton was not ready within 3 s" in up.err
+    assert "listener diagnostics: not ResolvedRefs" in up.err
+    assert "Traceback" not in up.err
+
+    sandbox.control_plane.apply(certificate(sandbox.name, "wildcard", "*.models.example.com"))
+    sandbox.write_platform(gateway=gateway | {"ready_timeout": "60s"})
+    up = sandbox.up()
+    assert up.status == 0, up
+    outputs = sandbox.outputs()
+    assert outputs["endpoint_base_url"] == f"https://models.example.com:{gateway_class.tls_port}"
+    assert outputs["internals"]["gateway"]["hostnames"]["imaging"] == "imaging.models.example.com"
+
+
+def test_what_gpus_need_runs_on_the_nodes_that_have_them(sandbox: PlatformSandbox, kwok_nodes: KwokNodes) -> None:
+    slices: dict[str, Any] = {"nvidia.com/gpu.shared": 8}
+    node = kwok_nodes.add(f"{sandbox.name}-node", labels={"test-pool": sandbox.name}, **slices)
+    sandbox.write_platform(
+        gpus={"device_plugin": True, "dcgm_exporter": True},
+        images={"device_plugin": IMAGE, "dcgm_exporter": IMAGE},
+        pools=[
+            {
+                "name": "l4",
+                "labels": {"test-pool": sandbox.name},
+                "gpu_resource": "nvidia.com/gpu.shared",
+                "product": f"L4-{sandbox.name}",
+                "shares": 4,
+            }
+        ],
+    )
+    up = sandbox.up()
+    assert up.status == 0, up
+    outputs = sandbox.outputs()
+    assert outputs["gpu_inventory"][f"L4-{sandbox.name}"] == 2
+    assert outputs["internals"]["pools"][0]["gpu_resource"] == "nvidia.com/gpu.shared"
+    pods = sandbox.control_plane.list("v1", "Pod", f"{sandbox.name}-gpus")
+    assert {pod["spec"]["nodeName"] for pod in pods} == {node}
+    assert len(pods) == 2
+    again = sandbox.up()
+    assert "nothing changed" in again.err, again
+    kwok_nodes.remove(node)
+
+
+def certificate(namespace: str, name: str, host: str) -> dict[str, Any]:
+    """A Secret with a certificate of its own signing, for a day."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now)
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    parts = {"tls.crt": made.public_bytes(serialization.Encoding.PEM), "tls.key": private}
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name, "namespace": namespace},
+        "type": "kubernetes.io/tls",
+        "data": {key: base64.b64encode(part).decode() for key, part in parts.items()},
+    }
