@@ -26,6 +26,7 @@ from infra.cluster.manifests.gateway import (
 from infra.cluster.manifests.gpus import GpuPool, gpu_inventory, gpu_objects
 from infra.cluster.manifests.monitoring import metrics_url, monitoring_objects
 from infra.cluster.manifests.priorities import priority_classes
+from infra.cluster.manifests.storage import encrypted_volumes
 from infra.cluster.manifests.teams import pod_security, team_facts, team_objects
 from infra.cluster.names import ENVIRONMENT_LABEL, GATEWAY, MANAGED_BY
 from infra.cluster.preflight import ClusterFacts, preflight
@@ -77,7 +78,8 @@ class Platform(pulumi.ComponentResource):
                 pull_secrets=asked.images.pull_secrets,
             )
         )
-        self._objects(monitoring, after=[namespace])
+        volumes = self._objects([encrypted_volumes(asked.namespace)] if asked.eks else [])
+        self._objects(monitoring, after=[namespace, *volumes])
         (shared,) = self._objects(
             [gateway(environment, asked.namespace, asked.teams, asked.gateway)], after=[namespace]
         )

@@ -23,6 +23,7 @@ from infra.cluster.manifests.gateway import (
 from infra.cluster.manifests.gpus import GpuPool, gpu_inventory, gpu_namespace, gpu_objects
 from infra.cluster.manifests.priorities import priority_class_name, priority_classes
 from infra.cluster.manifests.registry import pull_secret
+from infra.cluster.manifests.storage import encrypted_volumes
 from infra.cluster.manifests.teams import limit_range, team_facts, team_objects
 from infra.cluster.names import team_namespace
 from infra.settings.cluster import GatewaySettings, TeamSettings
@@ -416,3 +417,13 @@ def test_the_api_server_takes_the_gateway(
     control_plane: ControlPlane, gateway_class: GatewayClass, own: str, given: dict[str, Any]
 ) -> None:
     apply_as_it_is(control_plane, gateway("dev", own, TEAMS, settings(**given)))
+
+
+def test_volumes_are_encrypted_where_their_pods_are(control_plane: ControlPlane) -> None:
+    name = f"storage-{uuid.uuid4().hex[:8]}"
+    made = control_plane.apply(encrypted_volumes(name))
+    try:
+        assert made["parameters"] == {"type": "gp3", "encrypted": "true"}
+        assert made["volumeBindingMode"] == "WaitForFirstConsumer"
+    finally:
+        control_plane.delete("storage.k8s.io/v1", "StorageClass", f"{name}-gp3")

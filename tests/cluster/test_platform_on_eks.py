@@ -95,6 +95,7 @@ def test_what_the_cluster_is_made_of_reaches_the_stacks_that_use_it(cloud: _Clou
     assert connection["kubeconfig"] is None
     assert connection["identity"]
     assert "PRIVATE KEY" not in connection["document"]
+    assert ("StorageClass", "lepton-gp3") in cloud.objects
 
 
 def test_nodes_with_a_device_plugin_of_their_own_get_no_other(cloud: _Cloud, gateway_class: GatewayClass) -> None:
