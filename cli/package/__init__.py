@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from cli.errors import ErrorsAsText
-from cli.package import evaluating, finding, making, moving, stages
+from cli.package import evaluating, finding, making, moving, pulling, stages
 
 app = typer.Typer(
     cls=ErrorsAsText, no_args_is_help=True, help="Model versions as immutable artifacts, and the catalogue of them."
@@ -24,6 +24,7 @@ for command in (
     stages.demote,
     stages.deprecate,
     stages.retire,
+    pulling.pull,
     moving.copy,
     moving.export,
     moving.delete,

@@ -1,0 +1,219 @@
+"""A version's stack as users deploy it: `lepton deploy` against a real API server with simulated GPU nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from infra.cluster.names import version_namespace
+from model_packaging.stores import open_store
+from model_packaging.stores.copying import copy_version
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.gateway import CLASS, GatewayClass
+from tests.cluster.kwok_nodes import KwokNodes
+from tests.cluster.registry import RegistryServer
+from tests.engine.sandbox import REPOSITORY, TEAM, Outcome, Sandbox
+
+MODEL = "tumour"
+IMAGE = "registry.example.org/lepton@sha256:" + "0123456789abcdef" * 4
+H100 = "NVIDIA-H100-80GB-HBM3"
+
+
+class VersionSandbox(Sandbox):
+    """A project with one environment in a shared cluster, and its store in a registry."""
+
+    def __init__(self, control_plane: ControlPlane, gateway_class: GatewayClass, registry: RegistryServer) -> None:
+        self.name = f"e{uuid.uuid4().hex[:8]}"
+        self.control_plane = control_plane
+        self.cluster: dict[str, Any] = {
+            "existing": {"kubeconfig": str(control_plane.kubeconfig)},
+            "namespace": self.name,
+            "teams": {TEAM: {"quota": {"gpus": {"nvidia.com/gpu": 100}}}},
+            "gateway": {"class_name": CLASS, "port": gateway_class.port},
+            "monitoring": {"kind": "external", "url": "http://prometheus.example.org:9090"},
+            "images": {"server": IMAGE, "puller": IMAGE},
+            "pools": [
+                {
+                    "name": "h100",
+                    "labels": {"nvidia.com/gpu.product": H100},
+                    "gpu_resource": "nvidia.com/gpu",
+                    "product": H100,
+                }
+            ],
+        }
+        self.location = f"{registry.store}/{self.name}"
+        super().__init__()
+
+    def write_platform(self, *, ports: str = "", **node: Any) -> None:
+        document = {"environment": self.name, "mode": "cluster", "store": self.location, "cluster": self.cluster}
+        self._write("platform", self.name, "platform", document)
+
+    def write(self, version: str, *, package: bool = True, **settings: Any) -> str:
+        """A version of the model; returns its address."""
+        if package:
+            self.package(MODEL, version)
+            copy_version(self.store, open_store(self.location), MODEL, version)
+        document = {"environment": self.name, "model": MODEL, "version": version, "ready_timeout": "60s"} | settings
+        return self._write(TEAM, f"{self.name}.{MODEL}-{version}", "version", document)
+
+    def namespace(self, version: str) -> str:
+        return version_namespace(self.name, TEAM, MODEL, version)
+
+    def deploy(self, address: str) -> Outcome:
+        return self.lepton("deploy", address)
+
+    def outputs(self, address: str) -> dict[str, Any]:
+        return self.pulumi("stack", "output", "--json", "--stack", address.partition("/")[2]).json
+
+    def object(self, api_version: str, kind: str, version: str, name: str = "server") -> dict[str, Any] | None:
+        return self.control_plane.get(api_version, kind, name, self.namespace(version))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        found = super().environment
+        plugin = REPOSITORY / "tests" / "plugins" / "kubernetes"
+        return found | {"PATH": os.pathsep.join([found["PATH"], str(plugin)])}
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
+    found = RegistryServer(tmp_path_factory.mktemp("registry"))
+    found.start()
+    yield found
+    found.stop()
+
+
+@pytest.fixture(scope="module")
+def sandbox(
+    control_plane: ControlPlane, gateway_class: GatewayClass, kwok_nodes: KwokNodes, registry: RegistryServer
+) -> Iterator[VersionSandbox]:
+    """With its platform up. Each test has versions of its own."""
+    found = VersionSandbox(control_plane, gateway_class, registry)
+    try:
+        up = found.lepton("up", found.name)
+        assert up.status == 0, up
+        yield found
+    finally:
+        down = found.lepton("down", found.name)
+        found.close()
+        assert down.status == 0, down
+
+
+def test_a_version_comes_up_stays_as_it_is_moves_and_goes_without_a_trace(sandbox: VersionSandbox) -> None:
+    address = sandbox.write("1.0.0", replicas=2, pool="h100", resources={"cpu": 1, "memory": "1Gi", "gpu": 1})
+    deployed = sandbox.deploy(address)
+    assert deployed.status == 0, deployed
+    outputs = sandbox.outputs(address)
+    assert outputs["backend"] == {
+        "protocol": "oip-v2",
+        "grpc": True,
+        "namespace": sandbox.namespace("1.0.0"),
+        "service": "server",
+        "http_port": 8080,
+        "grpc_port": 8081,
+    }
+    assert (outputs["desired_replicas"], outputs["ready_replicas"]) == (2, 2)
+    assert outputs["artifact_digest"] == open_store(sandbox.location).resolve(MODEL, "1.0.0")
+    namespace = sandbox.control_plane.get("v1", "Namespace", sandbox.namespace("1.0.0")) or {}
+    assert namespace["metadata"]["labels"]["lepton/stage"] == "development"
+
+    again = sandbox.deploy(address)
+    assert again.status == 0, again
+    assert "nothing changed" in again.out, again
+
+    sandbox.write("1.0.0", package=False, replicas=0, pool="h100", resources={"cpu": 1, "memory": "1Gi", "gpu": 1})
+    stopped = sandbox.deploy(address)
+    assert stopped.status == 0, stopped
+    assert sandbox.outputs(address)["ready_replicas"] == 0
+
+    gone = sandbox.pulumi("destroy", "--yes", "--stack", address.partition("/")[2])
+    assert gone.status == 0, gone
+    assert sandbox.control_plane.get("v1", "Namespace", sandbox.namespace("1.0.0")) is None
+
+
+def test_an_autoscalers_number_outlives_an_update(sandbox: VersionSandbox) -> None:
+    settings: dict[str, Any] = {"autoscaling": {"min": 1, "max": 4, "target": 0.5}}
+    address = sandbox.write("2.0.0", resources={"cpu": 0.1}, **settings)
+    assert sandbox.deploy(address).status == 0
+    # As an autoscaler does it.
+    sandbox.control_plane.api.patch(
+        "apps/v1", "Deployment", "server", sandbox.namespace("2.0.0"), {"spec": {"replicas": 3}}, subresource="scale"
+    )
+    sandbox.write("2.0.0", package=False, resources={"cpu": 0.2}, **settings)
+    updated = sandbox.deploy(address)
+    assert updated.status == 0, updated
+    deployment = sandbox.object("apps/v1", "Deployment", "2.0.0")
+    assert deployment is not None
+    assert deployment["spec"]["replicas"] == 3
+
+
+def test_gpus_that_are_not_there_fail_the_deploy_in_its_time_and_are_named(sandbox: VersionSandbox) -> None:
+    address = sandbox.write("3.0.0", pool="h100", resources={"gpu": 64}, ready_timeout="5s")
+    failed = sandbox.deploy(address)
+    assert failed.status == 1
+    assert "pool h100 lacks 64 nvidia.com/gpu on one node" in failed.err, failed
+
+
+def test_a_version_beyond_the_teams_quota_is_refused_before_anything_is_made(sandbox: VersionSandbox) -> None:
+    address = sandbox.write("4.0.0", resources={"gpu": 101})
+    refused = sandbox.deploy(address)
+    assert refused.status == 1
+    assert f"team {TEAM} may have requests.nvidia.com/gpu 100" in refused.err, refused
+    assert sandbox.control_plane.get("v1", "Namespace", sandbox.namespace("4.0.0")) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"pool": "h200"}, "pool: given 'h200': the platform's pools are h100"),
+        ({"artifact": f"sha256:{'0' * 64}"}, "lepton:version.artifact: given sha256:0000"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_at_preview(
+    sandbox: VersionSandbox, settings: dict[str, Any], said: str
+) -> None:
+    address = sandbox.write("5.0.0", **settings)
+    name = address.partition("/")[2]
+    sandbox.pulumi("stack", "init", name)
+    preview = sandbox.pulumi("preview", "--stack", name)
+    assert preview.status != 0
+    assert said in preview.out + preview.err, preview
+
+
+def test_a_version_is_immutable(sandbox: VersionSandbox) -> None:
+    address = sandbox.write("6.0.0")
+    assert sandbox.deploy(address).status == 0
+    first = sandbox.outputs(address)["artifact_digest"]
+    store = open_store(sandbox.location)
+    store.delete(MODEL, "6.0.0")
+    (sandbox.root / "models" / MODEL / "6.0.0" / "more.bin").write_bytes(b"other")
+    shutil.rmtree(sandbox.store.path)
+    sandbox.write("6.0.0")
+    refused = sandbox.deploy(address)
+    assert refused.status == 1
+    assert f"was deployed as {first}" in refused.err, refused
+
+
+def test_secrets_are_in_the_cluster_alone(sandbox: VersionSandbox) -> None:
+    address = sandbox.write("7.0.0", env={"PLAIN": "x"})
+    name = address.partition("/")[2]
+    sandbox.pulumi("stack", "init", name)
+    path = "lepton:version.env.TOKEN"
+    kept = sandbox.pulumi("config", "set", "--secret", "--path", "--stack", name, path, "s3cret-of-the-tests")
+    assert kept.status == 0, kept
+    deployed = sandbox.deploy(address)
+    assert deployed.status == 0, deployed
+    state = sandbox.pulumi("stack", "export", "--stack", name).out
+    assert "s3cret-of-the-tests" not in state
+    assert "czNjcmV0LW9mLXRoZS10ZXN0cw" not in state
+    secret = sandbox.object("v1", "Secret", "7.0.0", "environment")
+    assert secret is not None
+    assert secret["data"]["TOKEN"] == "czNjcmV0LW9mLXRoZS10ZXN0cw=="
+    deployment = sandbox.object("apps/v1", "Deployment", "7.0.0")
+    assert "s3cret" not in json.dumps(deployment)
