@@ -115,7 +115,7 @@ def build_command(go: str, part: dict[str, str]) -> list[str]:
 
 def build(family: Family, go: str, built: Path) -> None:
     """Builds in a folder beside `built` and renames it: a build that is there is whole."""
-    say(family, f"building {', '.join(family.commands)} (about {family.minutes} min, once a machine)")
+    say(family, f"building {', '.join(family.commands) or 'its files'} (about {family.minutes} min, once a machine)")
     started = time.monotonic()
     for left_by_a_killed_build in built.parent.glob(f".{family.name}.*"):
         shutil.rmtree(left_by_a_killed_build)

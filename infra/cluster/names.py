@@ -69,8 +69,11 @@ def version_annotations(team: str, model: str, version: str) -> dict[str, str]:
 
 
 def label_value(text: str) -> str:
-    """The text, shortened and told apart by a hash where it is too long for a label."""
-    if len(text) <= LONGEST_NAME:
+    """The text; where a label can't hold it, as much of it as can be, told apart by a hash.
+
+    A semantic version is at most too long, or ends with a hyphen.
+    """
+    if len(text) <= LONGEST_NAME and text[-1].isalnum():
         return text
     return f"{text[: LONGEST_NAME - _HASH_CHARACTERS - 1].rstrip('.-')}-{_hash(text)}"
 
