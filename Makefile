@@ -22,7 +22,8 @@ down: .venv/.up-to-date commands  ## destroy what `make up` made
 	@lepton down $(ENVIRONMENT)
 
 test: lint tools  ## lint, and run every test (PYTEST_ARGS="tests/unit -k name" for some)
-	@tools/debian-packages.sh dockerd=docker.io initdb=postgresql mariadbd=mariadb-server chromium
+	@tools/debian-packages.sh dockerd=docker.io initdb=postgresql mariadbd=mariadb-server chromium containerd runc \
+		host-local=containernetworking-plugins
 	pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: .venv/.up-to-date  ## check style, format and types

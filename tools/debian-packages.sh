@@ -5,7 +5,7 @@
 # set-up can't do without (--required). Elsewhere it says what is missing, and what uses that is skipped.
 set -euo pipefail
 # Daemons are there, and a user's PATH may lack them.
-PATH=$PATH:/usr/sbin:/sbin$(printf ':%s' /usr/lib/postgresql/*/bin)
+PATH=$PATH:/usr/sbin:/sbin:/usr/lib/cni$(printf ':%s' /usr/lib/postgresql/*/bin)
 
 required=
 if [[ $1 == --required ]]; then required=1; shift; fi
