@@ -52,7 +52,8 @@ class Served:
     def environment(self) -> dict[str, str]:
         """For commands that work in the project."""
         path = os.pathsep.join([str(Path(sys.prefix) / "bin"), str(ROOT / ".tools/bin"), os.environ["PATH"]])
-        return {key: value for key, value in os.environ.items() if not key.startswith("PULUMI_")} | {"PATH": path}
+        mine = {key: value for key, value in os.environ.items() if not key.startswith("PULUMI_")}
+        return mine | {"PATH": path, "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true"}
 
     def config(self, stack: str) -> Path:
         """The config file of one of the team's stacks."""

@@ -11,12 +11,12 @@ from typing import Any
 from cli import output
 from cli.journal import note
 from infra.errors import UserError
-from rollout.fleet import Done
+from rollout.fleet import Done, verify
 from rollout.fleet import bring_down as destroy
 from rollout.fleet import bring_up as update
 from rollout.project import Project, StackConfig
 from rollout.release import Releases
-from rollout.sample_requests import sample_requests
+from rollout.sample_requests import SampleRequests
 from rollout.split import measure_split
 
 
@@ -28,8 +28,10 @@ def bring_up(project: Project, environment: str, requests: int, *, as_json: bool
     started = time.monotonic()
     with output.progress(f"bringing {environment} up", quiet=as_json) as notify:
         done = _told(project, update(project, environment, notify), notify)
-    releases = Releases(project)
-    endpoints = [_check(releases, project, item.stack, requests) for item in done if item.stack.kind == "endpoint"]
+    stacks = [item.stack for item in done if item.stack.kind == "endpoint"]
+    verified = verify(project, Releases(project), stacks)
+    # One after the other: what is measured is the endpoint, and not what its siblings leave it.
+    endpoints = [_measured(stack, asked, requests) for stack, asked in zip(stacks, verified, strict=True)]
     seconds = time.monotonic() - started
     changed = any(item.changes.any for item in done)
     if as_json:
@@ -68,18 +70,15 @@ def _told(project: Project, stacks: Iterator[Done], notify: output.Notify, *, re
     return done
 
 
-def _check(releases: Releases, project: Project, stack: StackConfig, requests: int) -> dict[str, Any]:
-    """Verifies an endpoint's weights on the data plane, and measures its split with real requests."""
-    releases.verify(stack)
-    settings = stack.endpoint
-    asked = sample_requests(releases, project, stack, settings.baseline_version)
+def _measured(stack: StackConfig, asked: SampleRequests, requests: int) -> dict[str, Any]:
+    """What is said of an endpoint, with its split as real requests see it."""
     sample = asked.samples[0]
     split = measure_split(asked.url, sample, requests) if requests else None
     return {
         "endpoint": stack.address,
         "url": asked.endpoint_url,
         "request": {"path": asked.path, "body": sample},
-        "weights": settings.weights,
+        "weights": stack.endpoint.weights,
         "split": split.summary() if split else None,
     }
 

@@ -202,6 +202,10 @@ class NodeInventory(TypedDict):
 class Observer(Protocol):
     """Reads the data plane of one environment. Every method raises ObservationError when it can't be read."""
 
+    def confirm(self) -> None:
+        """Raises ObservationError where what is reached now isn't the environment that its platform's stack made."""
+        ...
+
     def traffic(self, team: str, model: str) -> Traffic: ...
 
     def ready(self, team: str, model: str, versions: list[str]) -> dict[str, int]:

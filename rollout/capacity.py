@@ -23,6 +23,7 @@ from infra.errors import UserError
 from infra.files import write_atomically
 from infra.names import config_file, version_stack
 from infra.settings import SettingsError, VersionSettings
+from infra.settings.version import MOST_REPLICAS
 from model_packaging.artifact import Artifact
 from model_packaging.stores import open_store
 from rollout.clock import Clock, SystemClock
@@ -203,11 +204,15 @@ class Capacity:
             return Standing(version, stack, {}, need, "it is not as it was", f"what it was can't be any more: {error}")
         # What may come of the file alone is not known to be what it was: its replicas neither.
         unknown = bool(at and now and not now.document and wanted is declared)
-        replicas = max(need, then.version.replicas) if need and at and not unknown else need
+        least = then.version.replicas if at and not unknown else 0
+        replicas = _needed(then.version, need, least, ready) if need else 0
         present = now.document.get("replicas", 1) if now and up and now.document else None
         if present is None and now and up:  # its history holds secrets
             present = then.version.replicas
-        missing = _missing(now, up, None if unknown else present, then, replicas, ready)
+        moves = bool(present and then.version.autoscaling)
+        if moves:
+            present = ready
+        missing = _missing(now, up, None if unknown or moves else present, then, replicas, ready)
         if not missing and need and now and not now.document and wanted is not declared:
             missing = "it was changed since"
         if not missing and declared is None:
@@ -221,8 +226,11 @@ class Capacity:
                 f"run `lepton deploy {stack.address}` first"
             )
             return replace(standing, obstacle=obstacle)
-        replicas = max(need, then.version.replicas) if need else 0
-        document = wanted | {"replicas": replicas}
+        replicas = _needed(then.version, need, then.version.replicas, ready) if need else 0
+        asked = max(need, then.version.replicas) if need else 0
+        if then.version.autoscaling:
+            asked = min(asked, MOST_REPLICAS)
+        document = wanted | {"replicas": asked}
         same = now is not None and _same_but_replicas(_parsed(then, now), then.version)
         return replace(
             standing,
@@ -353,6 +361,18 @@ def _wanted(found: list[Revision], at: datetime | None, declared: dict[str, Any]
             "its config file of then back from Git, and run `lepton deploy`"
         )
     return declared, ""
+
+
+def _needed(then: VersionSettings, need: int, least: int, ready: int) -> int:
+    """Replicas that a version is to have where it is needed.
+
+    Under an autoscaler that is what a deploy begins with, and no fewer than serve now.
+    """
+    wanted = max(need, least)
+    if then.autoscaling is None:
+        return wanted
+    first = then.model_copy(update={"replicas": wanted}).first_replicas
+    return max(first, min(ready, then.autoscaling.max))
 
 
 def _missing(now: Revision | None, up: bool, present: int | None, then: StackConfig, replicas: int, ready: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,7 +12,8 @@ from infra.errors import UserError
 from infra.names import PLATFORM_PROJECT
 from rollout.project import Project, StackConfig
 from rollout.pulumi_stack import Changes, PulumiStack, environment_of, stacks_of
-from rollout.release import Notify, Releases
+from rollout.release import Notify, NotVerifiedError, Releases
+from rollout.sample_requests import SampleRequests, sample_requests
 
 
 class FleetError(UserError):
@@ -36,12 +37,37 @@ def bring_up(project: Project, environment: str, notify: Notify) -> Iterator[Don
     """
 
     releases = Releases(project, notify)
+    stacks = project.stacks(environment)
+    releases.confirm(environment)
 
     def up(stack: StackConfig) -> Changes:
         with project.holding(stack), releases.explaining(stack):
             return PulumiStack(project, stack).up(f"up {environment}", refresh=True, notify=notify)
 
-    yield from _in_waves(project.stacks(environment), up, needs=_needs)
+    yield from _in_waves(stacks, up, needs=_needs)
+
+
+def verify(project: Project, releases: Releases, endpoints: Sequence[StackConfig]) -> list[SampleRequests]:
+    """Waits until the data plane has the weights of an environment's endpoints; returns what each is tried with.
+
+    Raises:
+        NotVerifiedError: with every reason, of all that the data plane hasn't got as configured.
+    """
+    if endpoints:
+        # Read once, and not by each of those that start together.
+        releases.platform(endpoints[0].settings.environment)
+
+    def verified(endpoint: StackConfig) -> SampleRequests:
+        releases.verify(endpoint)
+        return sample_requests(releases, project, endpoint, endpoint.endpoint.baseline_version)
+
+    # More than processors, as each mostly waits for what it asks.
+    with ThreadPoolExecutor() as pool:
+        asked = [pool.submit(verified, endpoint) for endpoint in endpoints]
+    problems = [str(error) for each in asked if isinstance(error := each.exception(), UserError)]
+    if problems:
+        raise NotVerifiedError("\n".join(problems))
+    return [each.result() for each in asked]
 
 
 def bring_down(project: Project, environment: str, notify: Notify) -> Iterator[Done]:
@@ -68,6 +94,7 @@ def bring_down(project: Project, environment: str, notify: Notify) -> Iterator[D
             f"{', '.join(undeclared)}: no config file any more, and still resources; bring the file back from Git, or "
             "run `pulumi destroy --stack NAME` in the team's folder"
         )
+    Releases(project, notify).confirm(environment)
 
     def destroy(stack: StackConfig) -> Changes:
         with project.holding(stack):

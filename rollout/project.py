@@ -73,6 +73,11 @@ class StackConfig:
         return f"{self.team}/{self.name}"
 
     @property
+    def platform(self) -> PlatformSettings:
+        assert isinstance(self.settings, PlatformSettings)
+        return self.settings
+
+    @property
     def version(self) -> VersionSettings:
         assert isinstance(self.settings, VersionSettings)
         return self.settings
@@ -132,8 +137,7 @@ class Project:
 
     def version_of(self, endpoint: StackConfig, version: str) -> StackConfig:
         """The stack that serves a version of an endpoint's model. Raises as `stack`."""
-        settings = endpoint.endpoint
-        return self.stack(f"{endpoint.team}/{version_stack(settings.environment, settings.model, version)}")
+        return self.stack(_version_address(endpoint, version))
 
     def require_versions(self, endpoint: StackConfig) -> None:
         """Raises SettingsError where an endpoint names a version that has no stack."""
@@ -157,15 +161,29 @@ class Project:
         """
         found: list[StackConfig] = []
         problems: list[str] = []
+        checked: set[str] = set()
         for team, file in self._files():
+            shown = self.show_path(file)
             try:
-                _, document = _kind_and_document(file, self.show_path(file))
+                kind, document = _kind_and_document(file, shown)
                 # Another environment's mistakes are not this one's.
                 if isinstance(document, dict) and document.get("environment", environment) != environment:
                     continue
-                found.append(self._load(team, file))
-                if found[-1].kind == "endpoint":
-                    self.require_versions(found[-1])
+                if team not in checked:
+                    self._check_team(team)
+                    checked.add(team)
+                found.append(_stack_config(team, file, shown, kind, document))
+            except SettingsError as error:
+                problems.append(str(error))
+        there = {stack.address for stack in found}
+        for stack in found:
+            # A version that was found needs no second look: of many, that would be most of the work.
+            if stack.kind != "endpoint" or all(
+                _version_address(stack, one) in there for one in stack.endpoint.versions
+            ):
+                continue
+            try:
+                self.require_versions(stack)
             except SettingsError as error:
                 problems.append(str(error))
         if problems:
@@ -263,6 +281,8 @@ class Project:
 
     def _check_team(self, team: str) -> None:
         """A team's name is its folder's and its Pulumi project's."""
+        if team == PLATFORM_PROJECT:
+            return
         folder = self.show_path(self.folder(team))
         parse_value(TeamName, team, folder)
         project = self.folder(team) / "Pulumi.yaml"
@@ -282,13 +302,20 @@ class Project:
 
     def _load(self, team: str, file: Path) -> StackConfig:
         shown = self.show_path(file)
-        if team != PLATFORM_PROJECT:
-            self._check_team(team)
-        kind, document = _kind_and_document(file, shown)
-        settings = parse_settings(_KINDS[kind], _without_secrets(document), file=shown, key=f"lepton:{kind}")
-        if settings.stack_name != _stack_name(file):
-            raise SettingsError(f"{shown}: these settings are of stack {settings.stack_name}: name the file so")
-        return StackConfig(team, _stack_name(file), file, shown, kind, settings)
+        self._check_team(team)
+        return _stack_config(team, file, shown, *_kind_and_document(file, shown))
+
+
+def _stack_config(team: str, file: Path, shown: str, kind: Kind, document: Any) -> StackConfig:
+    settings = parse_settings(_KINDS[kind], _without_secrets(document), file=shown, key=f"lepton:{kind}")
+    if settings.stack_name != _stack_name(file):
+        raise SettingsError(f"{shown}: these settings are of stack {settings.stack_name}: name the file so")
+    return StackConfig(team, _stack_name(file), file, shown, kind, settings)
+
+
+def _version_address(endpoint: StackConfig, version: str) -> str:
+    settings = endpoint.endpoint
+    return f"{endpoint.team}/{version_stack(settings.environment, settings.model, version)}"
 
 
 def _kind_and_document(file: Path, shown: str) -> tuple[Kind, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import os
 import re
 import signal
 import socket
@@ -44,6 +45,8 @@ _COLOUR = re.compile(r"<\{%[^%]*%\}>")
 
 _CHANGES_NOTHING = {"same", "read", "refresh"}
 """Operations of the engine, as its events name them."""
+
+_ACQUISITION = "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION"
 
 _TORN_LOCK = "unexpected end of JSON input"
 """What the CLI says of a lock without content."""
@@ -268,7 +271,17 @@ class PulumiStack:
         psutil.wait_procs(strays, timeout=5)
 
     def _environment(self) -> dict[str, str]:
-        return self._project.environment | {STACK_VARIABLE: str(self.config.file)}
+        found = self._project.environment | {STACK_VARIABLE: str(self.config.file)}
+        if self._mode() == "single-node" and _ACQUISITION not in os.environ:
+            # Such stacks need no plugin, and Pulumi would fetch one for each of its packages that is installed.
+            found[_ACQUISITION] = "true"
+        return found
+
+    def _mode(self) -> str | None:
+        """The mode of the stack's environment, where its platform's config says it."""
+        with contextlib.suppress(UserError):
+            return self._project.platform(self.config.settings.environment).platform.mode
+        return None
 
     def _open(self) -> QuickStack:
         from rollout.automation import open_stack  # noqa: PLC0415 - slow to import
@@ -377,6 +390,10 @@ def _difference(event: EngineEvent) -> list[Difference]:
         return []
     old = {**(step.old.inputs or {}), **(step.old.outputs or {})} if step.old else {}
     paths = old.get(DRIFT) or sorted(step.detailed_diff or step.diffs or [])
+    # Of what was found not ready, and is else as it should be, Pulumi makes an update that waits for it once more.
+    # A provider needn't say which properties differ: so that alone is not enough.
+    if step.op == "update" and not paths and step.old and step.old.init_errors:
+        return []
     return [Difference(step.urn.rpartition("::")[2], step.type, str(step.op.value), tuple(map(str, paths)))]
 
 

@@ -88,6 +88,7 @@ class Releases:
             NotVerifiedError: when the data plane doesn't come to an endpoint's weights.
         """
         with self._project.holding(stack):
+            self.confirm(stack.settings.environment)
             with self.explaining(stack):
                 changes = self.pulumi(stack).up(f"deploy {stack.address}", refresh=True, notify=self._notify)
             if stack.kind == "endpoint":
@@ -318,6 +319,14 @@ class Releases:
     def observer(self, stack: StackConfig) -> Observer:
         """Reads the data plane of the stack's environment. Raises NotDeployedError."""
         return observer_of(self.platform(stack.settings.environment))
+
+    def confirm(self, environment: str) -> None:
+        """Raises ObservationError where what is reached now isn't the environment as its platform's stack made it.
+
+        To be asked before a refresh, which takes what it doesn't find for gone. Nothing where the platform isn't up.
+        """
+        with suppress(NotDeployedError):
+            observer_of(self.platform(environment)).confirm()
 
     def platform(self, environment: str) -> PlatformExports:
         """The outputs of an environment's platform. Raises NotDeployedError."""

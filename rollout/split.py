@@ -49,19 +49,19 @@ def measure_split(
     `rate`: requests/s, all connections together; left out, each is sent as soon as another was answered. An interrupt
     ends it with what was answered until then.
     """
-    target = urlsplit(url)
+    path = urlsplit(url).path
     body = json.dumps(dict(sample)).encode()
     answers: list[tuple[str | None, str | None]] = []
     stop = threading.Event()
     started = time.monotonic()
 
     def ask(first: int) -> None:
-        with closing(http.client.HTTPConnection(target.netloc, timeout=_TIMEOUT_SECONDS)) as connection:
+        with closing(connection_to(url, _TIMEOUT_SECONDS)) as connection:
             for turn in range(first, requests, connections):
                 due = started + turn / rate if rate else 0.0
                 if stop.wait(max(0.0, due - time.monotonic())):
                     return
-                answers.append(_told(connection, target.path, body))
+                answers.append(_told(connection, path, body))
 
     with ThreadPoolExecutor(max_workers=connections) as pool:
         try:
@@ -80,8 +80,20 @@ class Answer(NamedTuple):
 
     status: int
     version: str | None
-    """That gave it; None where it is the router's own."""
+    """That gave it; None where it is the router's own, or nobody says."""
     body: bytes
+
+
+def connection_to(url: str, timeout: float | None = None) -> http.client.HTTPConnection:
+    """A connection for `post` to where the URL's scheme and host say, made by its first request.
+
+    A certificate is checked by the CAs that OpenSSL trusts here; `SSL_CERT_FILE` names a file of others.
+
+    `timeout`: seconds that nothing may happen for.
+    """
+    target = urlsplit(url)
+    kind = http.client.HTTPSConnection if target.scheme == "https" else http.client.HTTPConnection
+    return kind(target.netloc, timeout=timeout)
 
 
 def post(
@@ -91,7 +103,8 @@ def post(
     try:
         connection.request("POST", path, body, {"content-type": "application/json", **(headers or {})})
         response = connection.getresponse()
-        return Answer(response.status, response.getheader(VERSION_HEADER), response.read())
+        answered = response.read()
+        return Answer(response.status, response.getheader(VERSION_HEADER) or _named_in(answered), answered)
     except (OSError, http.client.HTTPException):
         connection.close()
         raise
@@ -105,7 +118,7 @@ def _told(connection: http.client.HTTPConnection, path: str, body: bytes) -> tup
         return None, type(error).__name__
     if answer.status != http.HTTPStatus.OK:
         return None, str(answer.status)
-    return answer.version or _named_in(answer.body) or "unknown", None
+    return answer.version or "unknown", None
 
 
 def _named_in(body: bytes) -> str | None:
@@ -114,6 +127,7 @@ def _named_in(body: bytes) -> str | None:
     Source: `model_version` of the Open Inference Protocol V2's inference response.
     """
     try:
-        return json.loads(body)["model_version"]
+        named = json.loads(body)["model_version"]
     except (ValueError, LookupError, TypeError):
         return None
+    return named if isinstance(named, str) else None

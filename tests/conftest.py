@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.real_node_needs import lacking
 from tests.plugins import oip_server
 
 _SLOWEST_FIRST = (
-    "docker/test_container_servers", "engine", "evaluation", "docker", "catalogue", "single_node", "rollout",
-    "packaging", "unit",
+    "docker/test_container_servers", "engine", "cluster", "evaluation", "docker", "catalogue", "single_node", "rollout",
+    "packaging", "component", "unit",
 )  # fmt: skip
 """How the paths begin, in the order in which files are given to workers.
 
@@ -20,6 +21,11 @@ Who gets a slow one last keeps all waiting; and of files that need a Docker Engi
 """
 
 _FIRST_PORT, _LAST_PORT, _PORTS_EACH = 11000, 22000, 200
+
+
+def pytest_report_header() -> str:
+    reason = lacking()
+    return f"cluster tests: host processes, as {reason}" if reason else "cluster tests: real pods on a kubelet"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -22,10 +22,15 @@ if TYPE_CHECKING:
 _SECONDS = 10
 """For a call, so that a cluster that has gone is noticed."""
 _LONGEST_MESSAGE = 500
+_KUBE_SYSTEM = "/api/v1/namespaces/kube-system"
 
 
 class NotFoundError(ObservationError):
     """The API server has no such object."""
+
+
+class OtherClusterError(ObservationError):
+    """The connection leads to another cluster than the one that it was recorded for."""
 
 
 class ConflictError(ObservationError):
@@ -41,10 +46,44 @@ _ERRORS: dict[int, type[ObservationError]] = {
 
 
 class Api:
-    """The API server of one cluster. Methods raise ObservationError when it can't be reached, or refuses."""
+    """The API server of one cluster. Methods raise ObservationError when it can't be reached, or refuses.
+
+    Where the connection says which cluster it is for, they raise OtherClusterError in any other, before the first call.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._is_the_one = "identity" not in connection
+
+    @property
+    def way(self) -> str:
+        """How it is reached, in words."""
+        given = self._connection
+        if given["document"]:
+            return "the kubeconfig in the platform's outputs"
+        context = f"context {given['context']!r}" if given["context"] else "the current context"
+        return f"{context} of {kubeconfig_path(given) or 'your kubeconfig'}"
+
+    def identity(self) -> str:
+        """The cluster's own, whatever way it is reached by: the UID of its `kube-system`."""
+        return self._call("GET", _KUBE_SYSTEM)["metadata"]["uid"]
+
+    def refuse_other_cluster(self) -> None:
+        """Raises OtherClusterError where the connection leads to another cluster than it is for."""
+        if self._is_the_one:
+            return
+        status, content = self._sent("GET", _KUBE_SYSTEM)
+        if status >= HTTPStatus.BAD_REQUEST:
+            raise _refusal(status, "GET", _KUBE_SYSTEM, content)
+        found, expected = json.loads(content)["metadata"]["uid"], self._connection.get("identity")
+        if found != expected:
+            raise OtherClusterError(
+                f"{self.way} leads to another cluster than the platform is in: the UID of its "
+                f"kube-system is {found}, and the platform's is {expected}; have it lead to the platform's cluster, "
+                "and say lepton:platform.cluster.existing.context, as a current context is soon another; where that "
+                "cluster was built anew, bring the platform up anew first"
+            )
+        self._is_the_one = True
 
     def get(self, path: str, **query: str) -> Any:
         """The JSON at a path such as `/apis/apps/v1/namespaces/N/deployments/D`. Raises NotFoundError."""
@@ -92,6 +131,18 @@ class Api:
         return json.loads(content)
 
     def _answer(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[int, bytes]:
+        self.refuse_other_cluster()
+        return self._sent(method, path, query=query, body=body, headers=headers)
+
+    def _sent(
         self,
         method: str,
         path: str,

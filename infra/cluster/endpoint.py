@@ -10,11 +10,11 @@ import pulumi
 
 from infra.cluster.api import Api
 from infra.cluster.endpoints import endpoint_url
-from infra.cluster.guarding import refuse_unready
+from infra.cluster.guarding import put_back_claims, refuse_unready
 from infra.cluster.internals import ClusterInternals, internals_of
 from infra.cluster.live_routes import LiveRoutes
 from infra.cluster.manifests.claims import claim
-from infra.cluster.manifests.routes import Backend, endpoint_routes
+from infra.cluster.manifests.routes import Backend, endpoint_routes, why_no_grpc
 from infra.cluster.resource import Object, provider
 from infra.contracts import ObservationError, PlatformExports, Stack, VersionExports
 from infra.errors import UserError
@@ -44,8 +44,13 @@ class Endpoint(pulumi.ComponentResource):
         _refuse_unknown_team(internals, stack.team)
         backends = {version: cast("Backend", exports["backend"]) for version, exports in versions.items()}
         routes = endpoint_routes(stack.team, internals["gateway"], settings, backends)
+        no_grpc = why_no_grpc(stack.team, internals["gateway"], backends)
+        if no_grpc:
+            pulumi.log.warn(
+                f"{stack.team}/{stack.name} is not reached by gRPC, though its versions speak it: {no_grpc}"
+            )
         if not pulumi.runtime.is_dry_run():
-            _refuse_dead_variants(internals, stack.team, settings, backends)
+            _look_at_cluster(internals, stack.team, settings, backends)
 
         cluster = provider(f"{stack.name}-cluster", internals["connection"], pulumi.ResourceOptions(parent=self))
 
@@ -98,8 +103,10 @@ class Shifter:
         try:
             routes.put_weights(wanted)
             self._wait(routes, wanted)
-        except ObservationError:
-            routes.put_weights(before)
+        except ObservationError as error:
+            left = routes.take_back()
+            if left:
+                raise ObservationError("; ".join([str(error), *left])) from error
             raise
 
     def _wait(self, routes: LiveRoutes, wanted: Mapping[str, int]) -> None:
@@ -125,13 +132,20 @@ def _refuse_unknown_team(internals: ClusterInternals, team: str) -> None:
         )
 
 
-def _refuse_dead_variants(
+def _look_at_cluster(
     internals: ClusterInternals, team: str, settings: EndpointSettings, backends: Mapping[str, Backend]
 ) -> None:
+    """Refuses weight for a version that can't answer, and puts back guards that have gone with a namespace."""
     api = Api(internals["connection"])
-    before = LiveRoutes(api, internals, team, settings.model).traffic()["weights"]
+    before = LiveRoutes(api, internals, team, settings.model).traffic()
     namespaces = {version: backend["namespace"] for version, backend in backends.items()}
-    refuse_unready(api, before, settings.weights, namespaces)
+    refuse_unready(api, before["weights"], settings.weights, namespaces)
+    # Those of others are made by this update.
+    served = [v for v in namespaces if v in before["weights"] or v in before["shadow"]]
+    for problem in put_back_claims(
+        api, [claim(settings.environment, team, settings.model, namespaces[version]) for version in served]
+    ):
+        pulumi.log.warn(problem)
 
 
 def _refuse_unusable(weights: Mapping[str, int]) -> None:

@@ -5,10 +5,12 @@ Feature names: https://gateway-api.sigs.k8s.io/geps/gep-2162/ and `pkg/features`
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from infra.cluster.internals import GatewayFacts
+from infra.cluster.manifests import Manifest
 from infra.errors import UserError
 from infra.settings.endpoint import EndpointSettings
 
@@ -21,6 +23,16 @@ _REQUEST_TIMEOUT = "HTTPRouteRequestTimeout"
 _BACKEND_TIMEOUT = "HTTPRouteBackendTimeout"
 _RETRY = ("HTTPRouteRetry", "HTTPRouteRetryConnectionError")
 _GRPC = "GRPCRoute"
+_SESSIONS = "sessionPersistence"
+
+_FIELDS = {
+    "retry": _RETRY,
+    _SESSIONS: (),
+    "timeouts": (_REQUEST_TIMEOUT, _BACKEND_TIMEOUT),
+    "filters.requestMirror.percent": (_MIRROR_SHARE,),
+    "filters.requestMirror.fraction": (_MIRROR_SHARE,),
+}
+"""Fields of an HTTPRoute's rule that not each release and channel of the Gateway API has, and what needs them."""
 
 _MATCHES_PATTERNS = frozenset(
     {
@@ -57,9 +69,35 @@ class Abilities:
     grpc: bool
 
 
+def lacking(routes: Manifest) -> list[str]:
+    """Fields that HTTPRoutes don't have in a cluster, by their CustomResourceDefinition.
+
+    A controller's status says what it can do, of which the API server may refuse each use: retries and session
+    persistence are in the experimental channel alone. https://gateway-api.sigs.k8s.io/concepts/versioning/
+    """
+    served = next((version for version in routes["spec"]["versions"] if version["name"] == "v1"), None)
+    rule = _at((served or {}).get("schema", {}).get("openAPIV3Schema", {}), "spec.rules")
+    # A schema that doesn't describe rules refuses none of their fields.
+    return [field for field in _FIELDS if rule and _at(rule, field) is None]
+
+
+def _at(schema: dict[str, Any] | None, path: str) -> dict[str, Any] | None:
+    """The schema of a field; of its items where it is a list. None: there is no such field."""
+    for name in path.split("."):
+        schema = schema and schema.get("properties", {}).get(name)
+        schema = schema and schema.get("items", schema)
+    return schema
+
+
+def _features(gateway: GatewayFacts) -> frozenset[str]:
+    """What the class says that it can do, and the cluster's routes have the fields for."""
+    unusable = {feature for field in gateway.get("lacks", []) for feature in _FIELDS.get(field, ())}
+    return frozenset(gateway["features"]) - unusable
+
+
 def abilities(gateway: GatewayFacts) -> Abilities:
-    """What the class's status says of it."""
-    features = frozenset(gateway["features"])
+    """What the class's status says of it, as far as the cluster's routes have the fields for it."""
+    features = _features(gateway)
     names_version_of_pins = _RESPONSE_HEADERS in features
     return Abilities(
         # The API has a name for request headers of backends alone; controllers that do those do answers' too.
@@ -69,7 +107,7 @@ def abilities(gateway: GatewayFacts) -> Abilities:
         total_timeout=_REQUEST_TIMEOUT in features,
         attempt_timeout=_BACKEND_TIMEOUT in features,
         retries=features.issuperset(_RETRY),
-        sessions=gateway["controller"] in _KEEPS_SESSIONS,
+        sessions=gateway["controller"] in _KEEPS_SESSIONS and _SESSIONS not in gateway.get("lacks", []),
         grpc=_GRPC in features,
     )
 
@@ -83,9 +121,7 @@ def refuse_unsupported(settings: EndpointSettings, gateway: GatewayFacts) -> Non
     lines: list[str] = []
 
     def need(key: str, what: str, *needed: str) -> None:
-        missing = [feature for feature in needed if feature not in features]
-        if missing:
-            lines.append(f"{key}: GatewayClass {name} doesn't say that it can {what} ({', '.join(missing)}); {_MEND}")
+        lines.extend(_unsupported(gateway, key, what, needed))
 
     def never(key: str, why: str) -> None:
         lines.append(f"{key}: {why}; {_MEND}")
@@ -117,10 +153,12 @@ def refuse_unsupported(settings: EndpointSettings, gateway: GatewayFacts) -> Non
             f"GatewayClass {name} ({gateway['controller']}) is not known to do session persistence, which is in the "
             "experimental channel of the Gateway API; the controllers that are: " + ", ".join(sorted(_KEEPS_SESSIONS)),
         )
+    elif settings.sticky and settings.sticky.cookie and _SESSIONS in gateway.get("lacks", []):
+        lines.append(_without_field("lepton:endpoint.sticky.cookie", [_SESSIONS]))
     if "failover" in given and settings.failover:
         never("lepton:endpoint.failover", "the Gateway API has nothing that hands a dead variant's share to another")
     if "timeouts" in given:
-        lines += _unsupported_timeouts(settings.timeouts.model_fields_set, name, features)
+        lines += _unsupported_timeouts(settings.timeouts.model_fields_set, gateway)
     if "retries" in given and settings.retries:
         need("lepton:endpoint.retries", "retry requests that no server has seen", *_RETRY)
     if lines:
@@ -130,17 +168,32 @@ def refuse_unsupported(settings: EndpointSettings, gateway: GatewayFacts) -> Non
 _MEND = "leave it out, or have the platform use a class that can"
 
 
-def _unsupported_timeouts(given: Collection[str], name: str, features: frozenset[str]) -> list[str]:
+def _unsupported(gateway: GatewayFacts, key: str, what: str, needed: Collection[str]) -> Iterator[str]:
+    missing = [feature for feature in needed if feature not in gateway["features"]]
+    fields = [field for field in gateway.get("lacks", []) if not set(needed).isdisjoint(_FIELDS.get(field, ()))]
+    if missing:
+        name = gateway["class_name"]
+        yield f"{key}: GatewayClass {name} doesn't say that it can {what} ({', '.join(missing)}); {_MEND}"
+    elif fields:
+        yield _without_field(key, fields)
+
+
+def _without_field(key: str, fields: Collection[str]) -> str:
+    return (
+        f"{key}: the cluster's HTTPRoutes have no {' and no '.join(f'rules.{field}' for field in fields)}; leave it "
+        "out, or install CRDs of the Gateway API that have it (a newer release, or the experimental channel) and bring "
+        "the platform up anew"
+    )
+
+
+def _unsupported_timeouts(given: Collection[str], gateway: GatewayFacts) -> list[str]:
     lines: list[str] = []
     for key, what, feature in (
         ("total", "bound a request's time", _REQUEST_TIMEOUT),
         ("per_try", "bound an attempt's time", _BACKEND_TIMEOUT),
     ):
-        if key in given and feature not in features:
-            lines.append(
-                f"lepton:endpoint.timeouts.{key}: GatewayClass {name} doesn't say that it can {what} ({feature}); "
-                f"{_MEND}"
-            )
+        if key in given:
+            lines += _unsupported(gateway, f"lepton:endpoint.timeouts.{key}", what, [feature])
     if "idle" in given:
         lines.append(
             "lepton:endpoint.timeouts.idle: the Gateway API has no timeout of a connection without a byte; leave it "

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
-from infra.cluster.api import Api
+from infra.cluster.api import Api, NotFoundError
 from infra.cluster.endpoints import ready_replicas
-from infra.cluster.internals import ClusterInternals
-from infra.cluster.live_routes import LiveRoutes
+from infra.cluster.manifests import Manifest
 from infra.contracts import ObservationError
-from infra.errors import UserError
-from infra.names import version_stack
 
 _SETTLE_SECONDS = 5.0
 """For a replica that has just become ready to be among its Service's endpoints."""
 _POLL_SECONDS = 0.2
+_MANAGER = "lepton-claims"
 
 
 class NotReadyError(ObservationError):
     """A version can't be given weight."""
-
-
-class ServedError(UserError):
-    """A version can't be taken away, as an endpoint has it."""
 
 
 def refuse_unready(
@@ -55,19 +50,21 @@ def refuse_unready(
             sleep(_POLL_SECONDS)
 
 
-def refuse_served(api: Api, internals: ClusterInternals, team: str, model: str, version: str) -> None:
-    """A version is never taken away while a route sends it requests, or copies, or would if they were pinned.
+def put_back_claims(api: Api, claims: Iterable[Manifest]) -> list[str]:
+    """Makes the claims that are not there, as a namespace that somebody deleted took them along; says which it can't.
 
-    The cluster itself holds to it, whoever asks: `infra.cluster.manifests.claims`.
-
-    Raises:
-        ServedError: while one does.
-        ObservationError: when the API server can't be asked.
+    Pulumi's state still has them, so an update that doesn't refresh would not. They are applied as Pulumi applies them,
+    and a claim that can't be is no error: traffic can still be taken off a version whose namespace is gone.
     """
-    traffic = LiveRoutes(api, internals, team, model).traffic()
-    if version in traffic["weights"] or version in traffic["shadow"]:
-        environment = internals["environment"]
-        raise ServedError(
-            f"{team}/{version_stack(environment, model, version)} is still a variant of "
-            f"{team}/{environment}.{model}: take it out of the endpoint's variants and shadow first, then take it down"
-        )
+    problems: list[str] = []
+    for claim in claims:
+        namespace, name = claim["metadata"]["namespace"], claim["metadata"]["name"]
+        path = f"/api/v1/namespaces/{namespace}/configmaps/{name}"
+        try:
+            try:
+                api.get(path)
+            except NotFoundError:
+                api.patch(f"{path}?fieldManager={_MANAGER}", json.dumps(claim), "application/apply-patch+yaml")
+        except ObservationError as error:
+            problems.append(f"nothing guards the version of namespace {namespace} from being taken away: {error}")
+    return problems

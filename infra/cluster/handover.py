@@ -1,7 +1,8 @@
-"""Hands a running version's number of replicas to the autoscaler that its config has got.
+"""Gives a version the replicas that it begins with, and hands their number to its autoscaler.
 
-A field that one manager alone has applied goes away when that one no longer applies it, and a Deployment's replicas are
-1 then: all others would be gone at once, and come back as fast as the autoscaler moves.
+What the autoscaler owns is in no manifest. A field that one manager alone has applied goes away when that one no longer
+applies it, and a Deployment's replicas are 1 then, as they are where nobody ever said a number: all others would be
+gone at once, and come back as fast as the autoscaler moves.
 
 Reference: https://kubernetes.io/docs/reference/using-api/server-side-apply/#transferring-ownership
 """
@@ -23,9 +24,10 @@ _MANAGER = "lepton-autoscaling"
 
 
 def hand_over_replicas(version: Version, api: Api) -> None:
-    """Has the number be applied by a second manager too, until the autoscaler first changes it.
+    """Has the number be applied by a second manager, until the autoscaler first changes it.
 
-    Nothing where it is the autoscaler's already, or 0: one from 0 on would leave it so.
+    It is what there is, and `first_replicas` at least. Nothing where the version is not there, or the number is the
+    autoscaler's already, and enough.
 
     Raises:
         ObservationError: when the API server can't be reached, or refuses.
@@ -38,16 +40,17 @@ def hand_over_replicas(version: Version, api: Api) -> None:
         live = api.get(path)
     except NotFoundError:
         return
-    replicas = live["spec"].get("replicas", 0)
-    if not replicas or not _is_applied(live):
+    present, first = live["spec"].get("replicas", 0), version.settings.first_replicas
+    if present >= first and not _is_applied(live):
         return
     own = {
         "apiVersion": api_version,
         "kind": kind,
         "metadata": {"name": SERVER, "namespace": version.namespace},
-        "spec": {"replicas": replicas},
+        "spec": {"replicas": max(present, first)},
     }
-    api.patch(f"{path}?fieldManager={_MANAGER}", json.dumps(own), "application/apply-patch+yaml")
+    # By force, as another number is somebody's: the 0 of a version at rest, or an autoscaler's.
+    api.patch(f"{path}?fieldManager={_MANAGER}&force=true", json.dumps(own), "application/apply-patch+yaml")
 
 
 def _is_applied(live: Manifest) -> bool:

@@ -29,12 +29,16 @@ class GatewayFacts(TypedDict):
     """The class's `spec.controllerName`."""
     features: list[str]
     """The class's `status.supportedFeatures`."""
+    lacks: NotRequired[list[str]]
+    """Fields of an HTTPRoute's rule that the cluster's Gateway API doesn't have, whatever the class says."""
     listeners: dict[str, str]
     """The listener's name, by team."""
     hostnames: dict[str, str]
     """The listener's host name, by team; empty where listeners have none."""
     pods_namespace: str | None
     """Where the class's own Pods run; None: anywhere."""
+    probe: NotRequired[bool]
+    """Whether `lepton` may send requests of its own through the gateway. Left out, it may."""
 
 
 class PoolFacts(TypedDict):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from infra.cluster.api import Api
+from infra.cluster.api import Api, ConflictError, NotFoundError
 from infra.cluster.internals import ClusterInternals, GatewayFacts
 from infra.cluster.manifests import Manifest
 from infra.cluster.manifests.routes import API_VERSION, GRPC_ROUTE, HTTP_ROUTE, is_split, split_backends, traffic_in
@@ -15,6 +15,8 @@ from infra.cluster.names import MODEL_LABEL, VARIANTS_ANNOTATION, route_name, te
 from infra.contracts import ObservationError, Traffic
 
 _PLURALS = {HTTP_ROUTE: "httproutes", GRPC_ROUTE: "grpcroutes"}
+_ATTEMPTS = 5
+"""To patch a route, as the API server gives up where its status is written all the time."""
 
 
 class LiveRoutes:
@@ -26,6 +28,7 @@ class LiveRoutes:
         self._namespace = team_namespace(internals["environment"], team)
         self._model = model
         self._known = f"{team}/{internals['environment']}.{model}"
+        self._written: list[tuple[Manifest, Manifest]] = []
 
     def traffic(self) -> Traffic:
         """What the routes say, whether or not the Gateway has taken them on; nothing where there are none."""
@@ -60,12 +63,31 @@ class LiveRoutes:
         """Gives the variants these weights, all of them, in every route; the rest of the routes stays.
 
         Raises:
-            ObservationError: when these aren't its variants, or somebody else changes a route at the same time.
+            ObservationError: when these aren't its variants.
+            ConflictError: when somebody else changes a route at the same time: that one and those after it stay.
         """
         namespaces = self._variants(found := self._all(), weights)
         for route in found:
             if _splits(route):
-                self._patch(route, self._changes(route, weights, namespaces))
+                backends = split_backends(weights, namespaces, self._gateway, grpc=route["kind"] == GRPC_ROUTE)
+                after = self._patch(route, [backends] * len(route["spec"]["rules"]))
+                self._written.append((route, after))
+
+    def take_back(self) -> list[str]:
+        """Undoes `put_weights` in each route that is still as it was written; a phrase for each that is left.
+
+        Somebody who has changed a route since meant it, so that it stays.
+        """
+        left: list[str] = []
+        while self._written:
+            before, after = self._written.pop()
+            try:
+                self._patch(after, [rule.get("backendRefs", []) for rule in before["spec"]["rules"]])
+            except (ConflictError, NotFoundError):
+                left.append(f"{_named(before)} is left as somebody else has made it meanwhile")
+            except ObservationError as error:
+                left.append(f"{_named(before)} still has the new weights: {error}")
+        return left
 
     def namespaces(self, weights: Mapping[str, int]) -> dict[str, str]:
         """The namespace of each variant. Raises ObservationError when there are no routes, or they have others."""
@@ -84,23 +106,35 @@ class LiveRoutes:
             )
         return {version: namespace for namespace, version in variants.items()}
 
-    def _changes(
-        self, route: Manifest, weights: Mapping[str, int], namespaces: Mapping[str, str]
-    ) -> list[dict[str, Any]]:
-        """A JSON patch (RFC 6902), only for the route as it was read."""
-        backends = split_backends(weights, namespaces, self._gateway, grpc=route["kind"] == GRPC_ROUTE)
-        return [
-            {"op": "test", "path": "/metadata/resourceVersion", "value": route["metadata"]["resourceVersion"]},
+    def _patch(self, route: Manifest, backends: Sequence[Any]) -> Manifest:
+        """Gives the rules that split these `backendRefs`, rule by rule, and returns what the route is then.
+
+        Only for the spec as it was read: its generation. The resource's version would change with each status.
+        https://kubernetes.io/docs/reference/using-api/api-concepts/#patch-and-apply
+        """
+        path = f"{self._path(route['kind'])}/{quote(route['metadata']['name'])}"
+        generation = route["metadata"]["generation"]
+        changes = [
+            {"op": "test", "path": "/metadata/generation", "value": generation},
             *(
-                {"op": "replace", "path": f"/spec/rules/{number}/backendRefs", "value": backends}
+                {"op": "replace", "path": f"/spec/rules/{number}/backendRefs", "value": backends[number]}
                 for number, rule in enumerate(route["spec"]["rules"])
                 if is_split(rule)
             ),
         ]
-
-    def _patch(self, route: Manifest, changes: list[dict[str, Any]]) -> None:
-        path = f"{self._path(route['kind'])}/{quote(route['metadata']['name'])}"
-        self._api.patch(path, changes, "application/json-patch+json")
+        left = _ATTEMPTS
+        while True:
+            left -= 1
+            try:
+                return self._api.patch(path, changes, "application/json-patch+json")
+            except ConflictError:
+                if self._api.get(path)["metadata"]["generation"] != generation:
+                    raise ConflictError(
+                        f"{self._known}: somebody else has changed {_named(route)} at the same time, and it stays as "
+                        "they made it; look at `lepton status`, and shift again if that is still wanted"
+                    ) from None
+                if not left:
+                    raise
 
     def _all(self) -> list[Manifest]:
         kinds = [HTTP_ROUTE, *([GRPC_ROUTE] if GRPC_ROUTE in self._gateway["features"] else [])]

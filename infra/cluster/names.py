@@ -63,9 +63,9 @@ def version_labels(environment: str, team: str, model: str, version: str) -> dic
     }
 
 
-def version_annotations(team: str, model: str, version: str) -> dict[str, str]:
+def version_annotations(environment: str, team: str, model: str, version: str) -> dict[str, str]:
     """Whose a version's objects are, in full: what metrics are joined by."""
-    return {TEAM_LABEL: team, MODEL_LABEL: model, VERSION_LABEL: version}
+    return {ENVIRONMENT_LABEL: environment, TEAM_LABEL: team, MODEL_LABEL: model, VERSION_LABEL: version}
 
 
 def label_value(text: str) -> str:

@@ -14,7 +14,7 @@ from infra.cluster.internals import PoolFacts
 from infra.cluster.manifests import Manifest
 from infra.cluster.manifests.gpus import GPU
 from infra.cluster.manifests.priorities import priority_class_name
-from infra.cluster.manifests.quantities import parse
+from infra.cluster.manifests.quantities import number, parse, size
 from infra.cluster.manifests.scheduling import PRODUCT_LABEL
 from infra.cluster.names import ENVIRONMENT_LABEL, MODEL_LABEL, TEAM_LABEL, VERSION_LABEL
 from infra.contracts import Amount, Held, NodeInventory, Room
@@ -23,6 +23,9 @@ from infra.settings.version import Priority
 
 _GPU_RESOURCES = "nvidia.com/"
 _ENDED = ("Succeeded", "Failed")
+_MEBIBYTE = 2**20
+_LEAST = 0.0005
+"""Cores: what is less is an error of floats, as Kubernetes counts thousandths."""
 
 Amounts = dict[str, Fraction]
 
@@ -96,20 +99,24 @@ def pod_requests(pod: Manifest) -> Amounts:
     return _sum([_greatest([running, *peaks]) | own, overhead])
 
 
-def shortage(nodes: Iterable[NodeInventory], resource: str, needed: int) -> str:
-    """Which of these nodes' pools lack what, for a replica that needs so many GPUs on one node: a phrase each."""
-    free: dict[str, list[int]] = {}
+def shortage(nodes: Iterable[NodeInventory], resource: str, needed: float) -> str:
+    """Which of these nodes' pools lack what, for a replica that needs so much on one node: a phrase each.
+
+    `needed`: GPUs, cores of `cpu`, or bytes of `memory`.
+    """
+    free: dict[str, list[float]] = {}
     for node in nodes:
-        if node["ready"] and resource in node["gpus"]:
-            taken = sum(held["gpus"].get(resource, 0) for held in node["held"])
-            free.setdefault(node["pool"], []).append(max(0, node["gpus"][resource] - taken))
+        if node["ready"] and resource in (has := _amounts(node)):
+            taken = sum(_amounts(held).get(resource, 0) for held in node["held"])
+            free.setdefault(node["pool"], []).append(max(0, has[resource] - taken))
     if not free:
         return f"no node that is ready has {resource}"
     return "; ".join(
-        f"{f'pool {pool}' if pool else 'nodes of no pool'} lack{'s' if pool else ''} {needed} {resource} on one node: "
-        f"{sum(counts)} {'is' if sum(counts) == 1 else 'are'} free, at most {max(counts)} together"
-        for pool, counts in sorted(free.items())
-        if max(counts) < needed
+        f"{f'pool {pool}' if pool else 'nodes of no pool'} lack{'s' if pool else ''} {_said(resource, needed)} "
+        f"{resource} on one node: {_said(resource, sum(amounts))} {'is' if sum(amounts) == 1 else 'are'} free, at most "
+        f"{_said(resource, max(amounts))} together"
+        for pool, amounts in sorted(free.items())
+        if needed - max(amounts) >= _LEAST
     )
 
 
@@ -147,6 +154,17 @@ def _held(holder: str, priority: str, requests: list[Amounts]) -> Held:
         "memory": int(total.get("memory", 0)),
         "gpus": _gpus(total),
     }
+
+
+def _said(resource: str, amount: float) -> str:
+    if resource != "memory":
+        return number(amount)
+    count = int(amount)
+    return size(count - count % _MEBIBYTE if count > _MEBIBYTE else count)
+
+
+def _amounts(of: NodeInventory | Held) -> dict[str, float]:
+    return {"cpu": of["cpu"], "memory": of["memory"], **of["gpus"]}
 
 
 def _gpus(amounts: Mapping[str, Fraction]) -> dict[str, int]:

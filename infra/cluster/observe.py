@@ -31,6 +31,9 @@ class Observer:
         self._api = Api(self._internals["connection"])
         self._environment = self._internals["environment"]
 
+    def confirm(self) -> None:
+        self._api.refuse_other_cluster()
+
     def traffic(self, team: str, model: str) -> Traffic:
         """What the endpoint's routes say, once its Gateway has taken on just this."""
         return LiveRoutes(self._api, self._internals, team, model).traffic_taken_on()
@@ -75,10 +78,18 @@ class Observer:
         # Of the StatefulSets behind a LeaderWorkerSet nothing but an event says why they make no Pod.
         events = self._api.items(f"/api/v1/namespaces/{namespace}/events", fieldSelector="reason=FailedCreate")
         of_sets = [event for event in events if event["involvedObject"]["kind"] == "StatefulSet"]
-        return unready_because(workloads, pods, nodes, of_sets)
+        # Only a cluster with Dynamic Resource Allocation has this kind.
+        claiming = any(pod["spec"].get("resourceClaims") for pod in unplaced)
+        templates = f"/apis/resource.k8s.io/v1/namespaces/{namespace}/resourceclaimtemplates"
+        return unready_because(workloads, pods, nodes, of_sets, self._api.items(templates) if claiming else [])
 
     def split(self, team: str, model: str, requests: int) -> dict[str, int] | None:
-        """See `infra.cluster.probing.versions_seen`: what tells these requests from clients' is said there."""
+        """See `infra.cluster.probing.versions_seen`: what tells these requests from clients' is said there.
+
+        None, too, where the platform's `gateway.probe` is false.
+        """
+        if not self._internals["gateway"].get("probe", True):
+            return None
         url, base = endpoint_url(self._platform, team, model), self._platform["endpoint_base_url"]
         # A name below the base's own is where clients find it; else the base says where the gateway is.
         named_below = (urlsplit(url).hostname or "").endswith(f".{urlsplit(base).hostname}")

@@ -29,6 +29,7 @@ from infra.cluster.manifests.priorities import priority_classes
 from infra.cluster.manifests.storage import encrypted_volumes
 from infra.cluster.manifests.teams import pod_security, team_facts, team_objects
 from infra.cluster.names import ENVIRONMENT_LABEL, GATEWAY, MANAGED_BY
+from infra.cluster.own_outputs import own_outputs
 from infra.cluster.preflight import ClusterFacts, preflight
 from infra.cluster.resource import Object, provider
 from infra.contracts import Stack
@@ -149,7 +150,7 @@ def _existing(settings: ClusterSettings, stack: Stack, environment: str) -> _Clu
     if given is not None and not given.startswith("~"):
         given = str(Path(stack.folder, given))
     connection: Connection = {"kubeconfig": given, "context": settings.existing.context, "document": None}
-    facts = preflight(Api(connection), environment, settings)
+    facts = preflight(Api(connection), environment, settings, is_in=_is_in())
     gpu_pools = [
         GpuPool(
             PoolFacts(
@@ -172,6 +173,15 @@ def _existing(settings: ClusterSettings, stack: Stack, environment: str) -> _Clu
         registry=settings.images.registry,
         aws=None,
     )
+
+
+def _is_in() -> str | None:
+    """The identity of the cluster that the environment was last brought up in.
+
+    Pulumi replaces everything where it is another one: made there, and looked for there to be taken away, too.
+    """
+    internals = own_outputs().get("internals") or {}
+    return (internals.get("connection") or {}).get("identity")
 
 
 def _on_eks(
@@ -227,9 +237,11 @@ def _internals(
             "class_name": settings.gateway.class_name,
             "controller": facts.controller,
             "features": facts.features,
+            "lacks": facts.lacks,
             "listeners": listener_names(settings.teams, settings.gateway),
             "hostnames": listener_hostnames(settings.teams, settings.gateway),
             "pods_namespace": settings.gateway.namespace,
+            "probe": settings.gateway.probe,
         },
         "teams": {team: team_facts(environment, team, of_team) for team, of_team in settings.teams.items()},
         "images": {

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra.cluster.api import Api, NotFoundError
+from infra.cluster.features import lacking
 from infra.cluster.manifests import Manifest
 from infra.cluster.manifests.gateway import class_problem, supported_features
-from infra.cluster.names import ENVIRONMENT_LABEL, TEAM_LABEL, VERSION_LABEL
+from infra.cluster.manifests.gpus import gpu_namespace
+from infra.cluster.names import ENVIRONMENT_LABEL, MANAGED_BY, TEAM_LABEL, VERSION_LABEL, team_namespace
 from infra.contracts import ObservationError
 from infra.errors import UserError
 from infra.settings.cluster import ClusterSettings, Feature
@@ -35,6 +37,8 @@ class ClusterFacts:
     """The GatewayClass's."""
     features: list[str]
     """The GatewayClass's."""
+    lacks: list[str]
+    """Fields that the cluster's HTTPRoutes don't have, whatever the class says: `infra.cluster.features.lacking`."""
     nodes: list[Manifest]
 
 
@@ -42,18 +46,24 @@ class PreflightError(UserError):
     """The cluster can't be reached, or lacks what the platform's config asks of it."""
 
 
-def preflight(api: Api, environment: str, settings: ClusterSettings) -> ClusterFacts:
+def preflight(api: Api, environment: str, settings: ClusterSettings, is_in: str | None = None) -> ClusterFacts:
     """Looks at the cluster that an environment is to be in, and changes nothing.
 
+    `is_in`: the identity of the cluster that the environment is in already; None: in none, or it may go to another.
+
     Raises:
-        PreflightError: with a line for each thing that is missing.
+        PreflightError: it is another cluster than that; else with a line for each thing that is missing.
     """
     try:
+        identity = api.identity()
+        if is_in is not None and is_in != identity:
+            raise PreflightError(_other_cluster(api, environment, is_in, identity))
         version = _kubernetes_version(api)
-        identity = api.get("/api/v1/namespaces/kube-system")["metadata"]["uid"]
         problems = list(_problems(api, settings, version))
+        problems += _foreign_namespaces(api, environment, settings)
         problems += _teams_that_would_go(api, environment, settings)
-        gateway_class, class_problems = _gateway_class(api, settings)
+        routes = _definition(api, f"httproutes.{_GATEWAY_API}")
+        gateway_class, class_problems = _gateway_class(api, settings, routes)
         nodes = api.items("/api/v1/nodes")
     except ObservationError as error:
         key = f"{_KEY}.existing" if settings.provision == "existing" else f"{_KEY}.eks"
@@ -66,6 +76,7 @@ def preflight(api: Api, environment: str, settings: ClusterSettings) -> ClusterF
         identity=identity,
         controller=gateway_class["spec"]["controllerName"],
         features=supported_features(gateway_class) if features is None else list(features),
+        lacks=lacking(routes) if routes else [],
         nodes=nodes,
     )
 
@@ -102,6 +113,38 @@ def _problems(api: Api, settings: ClusterSettings, version: tuple[int, int]) -> 
         yield from _missing_queues(api, settings)
 
 
+def _other_cluster(api: Api, environment: str, is_in: str, found: str) -> str:
+    return (
+        f"{_KEY}.existing: {api.way} leads to another cluster than {environment} is in: the UID of its kube-system is "
+        f"{found}, and {environment} was brought up in {is_in}. Give the kubeconfig and the context of that one. If it "
+        f"is gone, or was built anew: have Pulumi forget what was there, by `pulumi stack rm --force --preserve-config "
+        f"STACK` for each endpoint and version of {environment}, then for its platform's stack, and bring it up again"
+    )
+
+
+def _foreign_namespaces(api: Api, environment: str, settings: ClusterSettings) -> Iterator[str]:
+    """The platform takes over what it finds by the name of what it makes, and takes it away when it goes."""
+    own = settings.namespace
+    given = f"{_KEY}.namespace: given {own!r}"
+    places = {own: given}
+    if settings.gpus.device_plugin or settings.gpus.dcgm_exporter:
+        places[gpu_namespace(own)] = given
+    places |= {team_namespace(environment, team): f"{_KEY}.teams: given {team!r}" for team in settings.teams}
+    wanted = {**MANAGED_BY, ENVIRONMENT_LABEL: environment}
+    for name, key in places.items():
+        try:
+            labels: dict[str, str] = api.get(f"/api/v1/namespaces/{name}")["metadata"].get("labels", {})
+        except NotFoundError:
+            continue
+        if wanted.items() <= labels.items():
+            continue
+        if MANAGED_BY.items() <= labels.items() and ENVIRONMENT_LABEL in labels:
+            whose = f"is the environment {labels[ENVIRONMENT_LABEL]!r}'s"
+        else:
+            whose = "isn't labelled as of this environment: " + ",".join(f"{k}={v}" for k, v in wanted.items())
+        yield f"{key}: the cluster's namespace {name} {whose}; give a name that is free"
+
+
 def _teams_that_would_go(api: Api, environment: str, settings: ClusterSettings) -> Iterator[str]:
     """A team's namespace goes with the team, and takes the routes of its endpoints along."""
     selector = f"{ENVIRONMENT_LABEL}={environment},{TEAM_LABEL},{VERSION_LABEL}"
@@ -128,8 +171,8 @@ def _missing_queues(api: Api, settings: ClusterSettings) -> Iterator[str]:
             )
 
 
-def _gateway_class(api: Api, settings: ClusterSettings) -> tuple[Manifest, list[str]]:
-    """The class that the settings name, and what is wrong with it."""
+def _gateway_class(api: Api, settings: ClusterSettings, routes: Manifest | None) -> tuple[Manifest, list[str]]:
+    """The class that the settings name, and what is wrong with it. `routes`: the definition of HTTPRoutes."""
     given = f"{_KEY}.gateway.class_name: given {settings.gateway.class_name!r}"
     for resource in ("gatewayclasses", "gateways", "httproutes", "grpcroutes"):
         if not _serves(api, f"{_GATEWAY_API}/v1", resource):
@@ -144,7 +187,7 @@ def _gateway_class(api: Api, settings: ClusterSettings) -> tuple[Manifest, list[
         return {}, [f"{given}: it has no GatewayClass of that name; there are: {there}"]
     problem = class_problem(found)
     problems = [f"{given}: {problem}"] if problem else []
-    bundle = _bundle_version(api)
+    bundle = _bundle_version(routes) if routes else None
     if bundle is not None and bundle < OLDEST_GATEWAY_API:
         problems.append(
             f"its Gateway API is {_dotted(bundle)}; {_dotted(OLDEST_GATEWAY_API)} or newer is needed: upgrade its CRDs"
@@ -152,12 +195,11 @@ def _gateway_class(api: Api, settings: ClusterSettings) -> tuple[Manifest, list[
     return found, problems
 
 
-def _bundle_version(api: Api) -> tuple[int, int] | None:
+def _bundle_version(crd: Manifest) -> tuple[int, int] | None:
     """The release that the Gateway API's CRDs are of; None where they don't say.
 
     https://gateway-api.sigs.k8s.io/concepts/versioning/
     """
-    crd = api.get(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/httproutes.{_GATEWAY_API}")
     text = crd["metadata"].get("annotations", {}).get(f"{_GATEWAY_API}/bundle-version", "")
     match = re.match(r"v(\d+)\.(\d+)", text)
     return (int(match[1]), int(match[2])) if match else None
@@ -175,6 +217,13 @@ def _serves(api: Api, group_version: str, resource: str) -> bool:
     except NotFoundError:
         return False
     return any(served["name"] == resource for served in found["resources"])
+
+
+def _definition(api: Api, resource: str) -> Manifest | None:
+    try:
+        return api.get(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{resource}")
+    except NotFoundError:
+        return None
 
 
 def _has(api: Api, path: str) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from urllib.parse import urlsplit
 
 import httpx
@@ -36,14 +38,21 @@ def versions_seen(url: str, model: str, requests: int, *, at: str | None = None)
     headers = {"host": target.netloc, "user-agent": USER_AGENT, "accept": "application/json"}
     # Its certificate is for the name, not for where it is.
     extensions = {"sni_hostname": target.hostname}
+    # By a cookie a sticky endpoint would send every request to the version that answered the first.
+    no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
     with (
-        httpx.Client(timeout=_SECONDS, headers=headers) as client,
+        # Whom this machine trusts, as other clients here do: httpx alone would bring a list of its own.
+        httpx.Client(
+            timeout=_SECONDS, headers=headers, cookies=no_cookies, verify=ssl.create_default_context()
+        ) as client,
         ThreadPoolExecutor(max_workers=_CONNECTIONS) as pool,
     ):
         try:
             answers = list(pool.map(lambda _: client.get(address, extensions=extensions), range(requests)))
         except httpx.HTTPError as error:
-            raise ObservationError(f"the gateway at {url} can't be reached from here: {error}") from None
+            raise ObservationError(
+                f"the gateway at {url} can't be reached from here: {error}. {_remedies(base.hostname)}"
+            ) from None
     named = Counter(version for version in map(_version_of, answers) if version)
     if named:
         return dict(named)
@@ -51,6 +60,14 @@ def versions_seen(url: str, model: str, requests: int, *, at: str | None = None)
     if failed:
         raise ObservationError(f"the gateway answers {failed[0]} to GET {address}")
     return None
+
+
+def _remedies(host: str | None) -> str:
+    return (
+        f"Check this machine's DNS and network for {host}; SSL_CERT_FILE names the file of a private CA; "
+        "lepton:platform.cluster.gateway.url names another address of the gateway; and where none can be reached from "
+        "here, lepton:platform.cluster.gateway.probe: false has weights verified by the routes' status alone"
+    )
 
 
 def _version_of(answer: httpx.Response) -> str | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pulumi
 import pulumi_kubernetes
 
+from infra.cluster.api import Api
 from infra.cluster.internals import Connection
 from infra.cluster.manifests import Manifest
 
@@ -33,7 +34,13 @@ class Object(pulumi.CustomResource):
 
 
 def provider(name: str, connection: pulumi.Input[Connection], opts: pulumi.ResourceOptions) -> pulumi.ProviderResource:
-    """The pulumi-kubernetes provider that reaches the API server so."""
+    """The pulumi-kubernetes provider that reaches the API server so.
+
+    Raises:
+        ObservationError: when that is another cluster's, or can't be reached, as far as it can be known yet.
+    """
+    if not isinstance(connection, pulumi.Output):
+        Api(cast("Connection", connection)).refuse_other_cluster()
     found = pulumi.Output.from_input(connection)
     return pulumi_kubernetes.Provider(
         name,

@@ -23,9 +23,10 @@ from infra.cluster.manifests.isolation import network_policies, reference_grant
 from infra.cluster.manifests.model_volume import REGISTRIES, trusted_keys
 from infra.cluster.manifests.registry import pull_secret
 from infra.cluster.manifests.scheduling import defaults, local_queue, resource_claims, resource_quota
-from infra.cluster.manifests.version import Version, ecr_host
-from infra.cluster.manifests.workload import server_command, service, workload
-from infra.cluster.names import GRPC_PORT, HTTP_PORT, SERVER
+from infra.cluster.manifests.version import SURGE, Version, ecr_host
+from infra.cluster.manifests.workload import going_seconds, server_command, service, workload
+from infra.cluster.names import GRPC_PORT, HTTP_PORT, SERVER, STAGE_LABEL
+from infra.cluster.own_outputs import own_outputs
 from infra.cluster.refusals import (
     VersionRefused,
     refuse_beyond_quota,
@@ -39,11 +40,13 @@ from infra.settings import VersionSettings
 from infra.trust import signed_by, trust_of
 from model_packaging.artifact import Artifact
 from model_packaging.errors import CatalogueFailed, NotInCatalogue
-from model_packaging.lifecycle import Stage
 from model_packaging.stores import open_store
 
 _MARGIN_SECONDS = 10
 """So much later than Kubernetes itself, which says why, an update is given up."""
+_REMOVAL_SECONDS = 600
+"""What Kubernetes may take to remove an object, beyond what its replicas have to drain."""
+_STAGE = f'metadata.labels["{STAGE_LABEL}"]'
 
 
 class ServedVersion(pulumi.ComponentResource):
@@ -63,7 +66,9 @@ class ServedVersion(pulumi.ComponentResource):
         self._kubernetes = provider(
             f"{stack.name}-cluster", version.internals["connection"], pulumi.ResourceOptions(parent=self)
         )
-        own = self._object(namespace(version), [])
+        # What another machine's catalogue knows stays; a new version has its first stage.
+        unknown = [] if version.stage else [_STAGE]
+        own = self._object(namespace(version), [], custom_timeouts=_removal(version), ignore_changes=unknown)
         before: list[pulumi.Resource] = [
             self._object(manifest, [own])
             for manifest in (
@@ -71,7 +76,6 @@ class ServedVersion(pulumi.ComponentResource):
                 *network_policies(version),
                 *defaults(version),
                 resource_quota(version),
-                *local_queue(version),
                 *resource_claims(version),
                 *trusted_keys(version),
                 *_secrets(version, logins),
@@ -79,9 +83,15 @@ class ServedVersion(pulumi.ComponentResource):
                 disruption_budget(version),
             )
         ]
+        # Its ClusterQueue never changes, and Kueue refuses a Deployment that has ready replicas another queue's name.
+        other_queue = {"replace_on_changes": ["spec.clusterQueue"], "delete_before_replace": True}
+        before += [self._object(manifest, [own], **other_queue) for manifest in local_queue(version)]
         if version.takes_role:
             before.append(self._role(version, own))
-        servers = self._object(_workload(version), [own, *before], _timeouts(version))
+        servers = self._object(_workload(version), [own, *before], custom_timeouts=_timeouts(version))
+        if version.scales and not pulumi.runtime.is_dry_run():
+            # One that is new by now has but one replica yet.
+            pulumi.Output.all(servers.id, servers.status).apply(lambda _: hand_over_replicas(version, api))
         after = [self._object(manifest, [servers]) for manifest in autoscaler(version)]
         # Last, and so the first to be taken away: where an endpoint has the version, the cluster refuses that
         # (infra.cluster.manifests.claims), and nothing else is harmed.
@@ -99,19 +109,16 @@ class ServedVersion(pulumi.ComponentResource):
                 "http_port": HTTP_PORT,
                 "grpc_port": GRPC_PORT if version.server.grpc else None,
             },
-            "desired_replicas": version.least,
+            "desired_replicas": settings.first_replicas,
             "ready_replicas": servers.status.apply(lambda status: (status or {}).get("readyReplicas", 0)),
         }
         self.register_outputs(dict(self.exports))
 
-    def _object(
-        self, manifest: Manifest, after: Sequence[pulumi.Resource], timeouts: pulumi.CustomTimeouts | None = None
-    ) -> Object:
+    def _object(self, manifest: Manifest, after: Sequence[pulumi.Resource], **options: Any) -> Object:
+        """`options`: more of pulumi.ResourceOptions."""
         name = f"{self._stack}-{manifest['kind']}-{manifest['metadata']['name']}".lower()
-        options = pulumi.ResourceOptions(
-            parent=self, provider=self._kubernetes, depends_on=list(after), custom_timeouts=timeouts
-        )
-        return Object(name, manifest, options)
+        always: dict[str, Any] = {"parent": self, "provider": self._kubernetes, "depends_on": list(after)}
+        return Object(name, manifest, pulumi.ResourceOptions(**always, **options))
 
     def _role(self, version: Version, own: Object) -> pulumi.Resource:
         """What its Pods read artifacts from ECR as. https://docs.aws.amazon.com/eks/latest/userguide/pod-identities.html"""
@@ -173,7 +180,7 @@ def _refuse_other_bytes(artifact: Artifact, settings: VersionSettings, location:
 
 
 def _refuse_changed(version: Version) -> None:
-    deployed, settings = _own_outputs().get("artifact_digest"), version.settings
+    deployed, settings = own_outputs().get("artifact_digest"), version.settings
     if deployed not in (None, version.digest):
         raise VersionRefused(
             [
@@ -181,13 +188,6 @@ def _refuse_changed(version: Version) -> None:
                 "now: a version is immutable, so give the new artifact a new version"
             ]
         )
-
-
-def _own_outputs() -> dict[str, Any]:
-    """This stack's outputs as its last update left them."""
-    name = f"{pulumi.get_organization()}/{pulumi.get_project()}/{pulumi.get_stack()}"
-    found = pulumi.runtime.invoke("pulumi:pulumi:readStackOutputs", {"name": name}).value
-    return (found or {}).get("outputs") or {}
 
 
 def _provenance(artifact: Artifact, signer: str | None) -> dict[str, str]:
@@ -203,22 +203,21 @@ def _provenance(artifact: Artifact, signer: str | None) -> dict[str, str]:
 
 
 def _stage(stack: Stack, settings: VersionSettings) -> str | None:
-    """The version's stage; None where the catalogue can't be read, as a label more or less stops no deploy.
+    """The version's stage, as this machine's catalogue has it; None where it hasn't, or can't be read.
 
-    A version that no catalogue knows is in the stage in which one takes it in: a deploy does that when it is done.
+    A label more or less stops no deploy. A version that no catalogue knows is in the stage in which one takes it in,
+    DEVELOPMENT: a deploy does that when it is done.
     """
     file = Path(stack.folder, ".state", "catalogue.sqlite")
     url = os.environ.get("LEPTON_CATALOGUE") or (f"sqlite:///{file}" if file.exists() else None)
     if url is None:
-        return Stage.DEVELOPMENT
+        return None
     from model_packaging.catalogue.catalogue import Catalogue  # noqa: PLC0415 - slow to import
 
     try:
         with Catalogue(url) as catalogue:
             return catalogue.show(settings.model, settings.version).summary.stage
-    except NotInCatalogue:
-        return Stage.DEVELOPMENT
-    except CatalogueFailed:
+    except (NotInCatalogue, CatalogueFailed):
         return None
 
 
@@ -265,8 +264,14 @@ def _templates(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def _timeouts(version: Version) -> pulumi.CustomTimeouts:
-    """At first all replicas start at once; in an update, one after the other."""
-    each = math.ceil(version.settings.ready_timeout)
+    """At first all replicas start at once; in an update, as many at a time as its surge has."""
+    each, rounds = math.ceil(version.settings.ready_timeout), math.ceil(1 / SURGE)
     return pulumi.CustomTimeouts(
-        create=f"{each + _MARGIN_SECONDS}s", update=f"{each * max(1, version.most) + _MARGIN_SECONDS}s"
+        create=f"{each + _MARGIN_SECONDS}s",
+        update=f"{each * max(1, min(rounds, version.most)) + _MARGIN_SECONDS}s",
+        delete=_removal(version).delete,
     )
+
+
+def _removal(version: Version) -> pulumi.CustomTimeouts:
+    return pulumi.CustomTimeouts(delete=f"{going_seconds(version) + _REMOVAL_SECONDS}s")

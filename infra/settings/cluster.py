@@ -116,6 +116,9 @@ class GatewaySettings(Settings):
     """Left out, plain HTTP."""
     url: str | None = Field(default=None, pattern=r"^https?://[^/]+$")
     """How clients reach it, where that is not its address in the Gateway's status (a proxy or a test before it)."""
+    probe: bool = Field(default=True, strict=True)
+    """Whether an endpoint's weights are verified by requests through it, too; false where it can't be reached from
+    where `lepton` runs."""
     metrics: Literal["traefik", "envoy-gateway", "istio"] | None = None
     """Whose metrics count requests. Default: told from the class's controller."""
     namespace: Name | None = None

@@ -14,6 +14,9 @@ from infra.settings.values import Bytes, Digest, Name, Seconds, SemanticVersion,
 Protocol = Literal["oip-v2", "openai"]
 Priority = Literal["serving-critical", "serving", "batch"]
 
+MOST_REPLICAS = 100
+"""That `replicas` may ask for; autoscaling may go beyond."""
+
 PLACEHOLDERS = ("model_dir", "model", "version", "host", "http_port", "grpc_port", "metrics_port")
 """What a server's command and environment may name in braces."""
 
@@ -192,7 +195,7 @@ class VersionSettings(Settings):
     """The artifact's digest; left out, the one that the environment's store has for this model and version."""
     server: Server | None = None
     """Default: what the artifact names, or else MLServer."""
-    replicas: int = Field(default=1, ge=0, le=100, strict=True)
+    replicas: int = Field(default=1, ge=0, le=MOST_REPLICAS, strict=True)
     resources: Resources = Field(default_factory=Resources)
     env: Environment = {}
     """Added to the server's environment. Values may be secrets (`pulumi config set --secret --path`)."""
@@ -201,7 +204,8 @@ class VersionSettings(Settings):
     warm_up: int = Field(default=10, ge=0, le=10_000, strict=True)
     """Sample requests of its package that it answers before a rollout first gives it weight."""
     drain_timeout: Seconds = 30.0
-    """How long a replica that is taken away may take to finish what it has."""
+    """How long a replica that is taken away may take to finish what it has. Left out in mode cluster: 60 s, as long as
+    an endpoint's requests may take by default."""
     health: Health = Field(default_factory=Health)
     runtime: Runtime | None = None
     """Default: the node's."""
@@ -209,8 +213,8 @@ class VersionSettings(Settings):
     """The container image that holds the server, where versions run in containers. In mode cluster by its digest, and
     by default the platform's."""
     autoscaling: Autoscaling | None = None
-    """Left out, there are always `replicas`. With it, `replicas` counts when the version is first deployed, and 0 is
-    none."""
+    """Left out, there are always `replicas`. With it, a deploy brings the version to `replicas` where it has fewer, and
+    it moves on from there; 0 is none."""
     priority: Priority = "serving"
     """Who goes first where there is no room for all."""
     pool: Name | None = None
@@ -234,6 +238,13 @@ class VersionSettings(Settings):
         if self.model_volume == "image" and self.model_image is None:
             raise ValueError("model_volume 'image' needs 'model_image', the image that holds the model's files")
         return self
+
+    @property
+    def first_replicas(self) -> int:
+        """Replicas that a deploy brings it to; an autoscaler may move on from there."""
+        if self.autoscaling is None or not self.replicas:
+            return self.replicas
+        return min(max(self.replicas, self.autoscaling.min), self.autoscaling.max)
 
     @property
     def stack_name(self) -> str:

@@ -30,6 +30,9 @@ class Observer:
         self._gpus = len(platform["internals"]["gpus"])
         self._metrics_url = platform["metrics_url"]
 
+    def confirm(self) -> None:
+        """Nothing: this machine's node is in a folder of the project."""
+
     def traffic(self, team: str, model: str) -> Traffic:
         with _observing():
             weights, shadow = self._router.traffic(endpoint_id(team, model))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from fractions import Fraction
@@ -79,7 +79,7 @@ def new_rollout(
         initial=Step(
             weights=current,
             shadow=shadow_in(endpoint.document()),
-            capacity=_replicas(releases, project, endpoint, versions),
+            capacity=_replicas(releases, project, endpoint, versions, current),
             bake_seconds=0.0,
             percent=0.0,
         ),
@@ -103,11 +103,18 @@ def _reference(endpoint: StackConfig, gaining: Iterable[str]) -> str:
     return max(others, key=lambda version: others[version])
 
 
-def _replicas(releases: Releases, project: Project, endpoint: StackConfig, versions: Iterable[str]) -> dict[str, int]:
-    """What each version's stack was last brought up with."""
+def _replicas(
+    releases: Releases, project: Project, endpoint: StackConfig, versions: Iterable[str], weights: Mapping[str, int]
+) -> dict[str, int]:
+    """What each version's stack was last brought up with; of one that serves under an autoscaler, what serves."""
 
     def ask(version: str) -> int:
-        return releases.pulumi(project.version_of(endpoint, version)).outputs().get("desired_replicas", 0)
+        stack = project.version_of(endpoint, version)
+        desired = releases.pulumi(stack).outputs().get("desired_replicas", 0)
+        if not (weights.get(version) and stack.version.autoscaling):
+            return desired
+        ready = releases.observer(endpoint).ready(endpoint.team, endpoint.endpoint.model, [version])
+        return max(desired, ready[version])
 
     names = list(versions)
     with ThreadPoolExecutor(max_workers=max(len(names), 1)) as pool:

@@ -16,10 +16,10 @@ from rollout.clock import Clock, SystemClock
 from rollout.project import Project, StackConfig
 from rollout.release import Releases
 from rollout.sample_requests import sample_requests
-from rollout.split import Answer, post
+from rollout.split import Answer, connection_to, post
 
 _ROUTE_SECONDS = 5
-"""How long the router may take to know the version."""
+"""How long the router may take to know the version: a gateway's data plane follows what its status says."""
 _POLL_SECONDS = 0.1
 _SHOWN_CHARACTERS = 200
 
@@ -79,9 +79,8 @@ class _Visitor:
     """A client that asks for one version. `deadline`: of all its requests together, on `clock`'s monotonic time."""
 
     def __init__(self, url: str, version: str, deadline: float, clock: Clock) -> None:
-        target = urlsplit(url)
-        self.connection = http.client.HTTPConnection(target.netloc)
-        self._path = target.path
+        self.connection = connection_to(url)
+        self._path = urlsplit(url).path
         self._version = version
         self._clock = clock
         self._deadline = deadline
@@ -97,7 +96,8 @@ class _Visitor:
                 answer = self._ask(body, remaining)
             except (OSError, http.client.HTTPException) as error:
                 return f"had no answer: {type(error).__name__}: {error}"
-            if not _is_the_routers(answer) or self._clock.monotonic() > self._route_deadline:
+            # Until there is a route to the version, an endpoint has an error of its own, or the split answers.
+            if answer.version == self._version or self._clock.monotonic() > self._route_deadline:
                 return self._fault_of(answer)
             self._clock.sleep(_POLL_SECONDS)
 
@@ -114,8 +114,3 @@ class _Visitor:
         if answer.version != self._version:
             return f"was answered by {answer.version or 'nobody that says its version'}"
         return None
-
-
-def _is_the_routers(answer: Answer) -> bool:
-    """Whether there is no route to the version yet: a model's own 404 names its version."""
-    return answer.status == http.HTTPStatus.NOT_FOUND and answer.version is None

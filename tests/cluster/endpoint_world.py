@@ -103,7 +103,7 @@ class EndpointWorld:
     def make_room(self, version: str) -> None:
         """What a version has but what answers."""
         labels = version_labels(self.environment, self.team, MODEL, version)
-        metadata = {"labels": labels, "annotations": version_annotations(self.team, MODEL, version)}
+        metadata = {"labels": labels, "annotations": version_annotations(self.environment, self.team, MODEL, version)}
         own = metadata | {"name": SERVER, "namespace": self.namespace(version)}
         ports = [
             {"name": "http", "port": HTTP_PORT, "appProtocol": "http"},

@@ -73,6 +73,9 @@ class GatewayClass:
             "--providers.kubernetesgateway",
             f"--providers.kubernetesgateway.statusaddress.ip={self._control_plane.address}",
             "--providers.providersthrottleduration=100ms",
+            # Servers on uvicorn, as MLServer is, end a connection that was idle for 5 s; one that is used again just
+            # then costs a request that nobody may send twice.
+            "--serverstransport.forwardingtimeouts.idleconntimeout=4s",
             *(f"--entrypoints.{name}.address=:{port}" for name, port in self._ports.items()),
             "--metrics.prometheus",
             "--metrics.prometheus.entrypoint=metrics",

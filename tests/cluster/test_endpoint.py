@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 
 from infra.cluster.api import Api
 from infra.cluster.endpoint import Shifter
-from infra.cluster.guarding import ServedError, refuse_served
+from infra.cluster.guarding import put_back_claims
 from infra.cluster.manifests.claims import claim, deletion_policy
 from infra.cluster.manifests.routes import traffic_in
 from infra.cluster.names import SERVER, team_namespace
@@ -56,6 +56,22 @@ def wait_for(world: EndpointWorld, observer: Observer, weights: Mapping[str, int
     until(taken_on, 30, what=f"the Gateway having {weights}")
     # Its data plane follows what its status says.
     until(lambda: compatible(weights, split(world, 200)), 30, what=f"requests being split by {weights}")
+
+
+def take_grant_away(world: EndpointWorld, version: str) -> None:
+    """Without it the Gateway takes on no route to the version."""
+    world.control_plane.delete("gateway.networking.k8s.io/v1beta1", "ReferenceGrant", SERVER, world.namespace(version))
+
+
+def wait_for_refusal(world: EndpointWorld, observer: Observer) -> None:
+    def said() -> str:
+        try:
+            observer.traffic(world.team, MODEL)
+        except ObservationError as error:
+            return str(error)
+        return ""
+
+    until(lambda: "RefNotPermitted" in said(), 30, what="the Gateway's refusal being observed")
 
 
 def infer(world: EndpointWorld, client: httpx.Client, **headers: str) -> httpx.Response:
@@ -101,8 +117,10 @@ def test_a_request_pinned_to_a_version_that_the_endpoint_lacks_is_an_error(
     world.route({V1: 1})
     wait_for(world, observer, {V1: 1})
     with httpx.Client() as client:
-        answers = {infer(world, client, **{"x-model-version": "9.9.9"}).status_code for _ in range(20)}
-    assert answers <= {500, 503}
+        answers = [infer(world, client, **{"x-model-version": "9.9.9"}) for _ in range(20)]
+    assert {answer.status_code for answer in answers} <= {500, 503}
+    # So warm-up knows that it is no version's own.
+    assert not any("x-model-version" in answer.headers for answer in answers)
 
 
 def test_a_server_sees_paths_without_the_endpoints_own(world: EndpointWorld, observer: Observer) -> None:
@@ -161,17 +179,9 @@ def test_an_endpoint_that_is_not_there_has_no_traffic(world: EndpointWorld, obse
 
 def test_a_route_whose_version_grants_it_nothing_is_no_traffic(world: EndpointWorld, observer: Observer) -> None:
     world.serve(V1)
-    world.control_plane.delete("gateway.networking.k8s.io/v1beta1", "ReferenceGrant", SERVER, world.namespace(V1))
+    take_grant_away(world, V1)
     world.route({V1: 1})
-
-    def said() -> str:
-        try:
-            observer.traffic(world.team, MODEL)
-        except ObservationError as error:
-            return str(error)
-        return ""
-
-    until(lambda: "RefNotPermitted" in said(), 30, what="the Gateway's refusal being observed")
+    wait_for_refusal(world, observer)
 
 
 def test_somebodys_edit_of_a_weight_is_observed(world: EndpointWorld, observer: Observer) -> None:
@@ -242,6 +252,122 @@ def test_a_shift_of_an_endpoint_that_is_not_there_is_refused(world: EndpointWorl
         Shifter(world.platform).shift(world.team, MODEL, {V1: 1})
 
 
+class Interruption:
+    """What somebody else does between a shift's read and its first patch of routes of a kind."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, plural: str, act: Callable[[], object]) -> None:
+        self.done = False
+        patch = Api.patch
+
+        def patch_later(api: Api, path: str, *given: Any) -> Any:
+            if f"/{plural}/" in path and not self.done:
+                self.done = True
+                act()
+            return patch(api, path, *given)
+
+        monkeypatch.setattr(Api, "patch", patch_later)
+
+
+def route_of(world: EndpointWorld, kind: str = "HTTPRoute", name: str = MODEL) -> Any:
+    namespace = team_namespace(world.environment, world.team)
+    return world.control_plane.get("gateway.networking.k8s.io/v1", kind, name, namespace)
+
+
+def edit(world: EndpointWorld, route: Any, change: dict[str, Any], *, subresource: str = "") -> None:
+    """As somebody else."""
+    world.control_plane.api.patch(
+        "gateway.networking.k8s.io/v1",
+        route["kind"],
+        route["metadata"]["name"],
+        route["metadata"]["namespace"],
+        change,
+        subresource=subresource,
+    )
+
+
+def send_all_to_the_last(world: EndpointWorld, kind: str = "HTTPRoute", name: str = MODEL) -> None:
+    """As somebody else: of the split's two backends the second gets 100, and the first none."""
+    route = route_of(world, kind, name)
+    rules = route["spec"]["rules"]
+    rules[-1]["backendRefs"] = [rules[-1]["backendRefs"][-1] | {"weight": 100}]
+    edit(world, route, {"spec": {"rules": rules}})
+
+
+def test_a_failed_shift_leaves_weights_that_somebody_else_has_set_since(
+    world: EndpointWorld, observer: Observer
+) -> None:
+    world.serve(V1, V2)
+    world.route({V1: 90, V2: 10})
+    wait_for(world, observer, {V1: 90, V2: 10})
+    take_grant_away(world, V2)
+    wait_for_refusal(world, observer)
+    now = [0.0]
+
+    def somebody_writes(_: float) -> None:
+        if not now[0]:
+            send_all_to_the_last(world)
+        now[0] += 60
+
+    shifter = Shifter(world.platform, clock=lambda: now[0], sleep=somebody_writes)
+    with pytest.raises(ObservationError, match=f"HTTPRoute .*/{MODEL} is left as somebody else has made it meanwhile"):
+        shifter.shift(world.team, MODEL, {V1: 50, V2: 50})
+    assert traffic_in(route_of(world))["weights"] == {V1: 0, V2: 100}
+
+
+def test_a_failed_shift_puts_back_the_weights_that_it_has_set(world: EndpointWorld, observer: Observer) -> None:
+    world.serve(V1, V2)
+    world.route({V1: 90, V2: 10}, grpc=True)
+    wait_for(world, observer, {V1: 90, V2: 10})
+    take_grant_away(world, V2)
+    wait_for_refusal(world, observer)
+    now = [0.0]
+    seen: list[dict[str, int]] = []
+
+    def pass_time(_: float) -> None:
+        seen.append(traffic_in(route_of(world))["weights"])
+        now[0] += 60
+
+    with pytest.raises(ObservationError):
+        Shifter(world.platform, clock=lambda: now[0], sleep=pass_time).shift(world.team, MODEL, {V1: 50, V2: 50})
+    assert seen == [{V1: 50, V2: 50}]
+    for kind, name in (("HTTPRoute", MODEL), ("GRPCRoute", f"{MODEL}.grpc")):
+        assert traffic_in(route_of(world, kind, name))["weights"] == {V1: 90, V2: 10}, kind
+
+
+def test_a_conflict_in_one_route_takes_back_the_others_alone(
+    world: EndpointWorld, observer: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.serve(V1, V2)
+    world.route({V1: 90, V2: 10}, grpc=True)
+    wait_for(world, observer, {V1: 90, V2: 10})
+    grpc = ("GRPCRoute", f"{MODEL}.grpc")
+    Interruption(monkeypatch, "grpcroutes", lambda: send_all_to_the_last(world, *grpc))
+    with pytest.raises(ObservationError, match=r"somebody else has changed GRPCRoute .* at the same time"):
+        Shifter(world.platform).shift(world.team, MODEL, {V1: 50, V2: 50})
+    assert traffic_in(route_of(world))["weights"] == {V1: 90, V2: 10}
+    assert traffic_in(route_of(world, *grpc))["weights"] == {V1: 0, V2: 100}
+
+
+def test_a_status_that_is_written_meanwhile_does_not_hold_up_a_shift(
+    world: EndpointWorld, observer: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.serve(V1, V2)
+    world.route({V1: 90, V2: 10})
+    wait_for(world, observer, {V1: 90, V2: 10})
+
+    def write_status() -> None:
+        route = route_of(world)
+        own = route["status"]["parents"][0]
+        other = own | {"controllerName": "example.com/other"}
+        edit(world, route, {"status": {"parents": [own, other]}}, subresource="status")
+        assert route_of(world)["metadata"]["resourceVersion"] != route["metadata"]["resourceVersion"]
+
+    interruption = Interruption(monkeypatch, "httproutes", write_status)
+    Shifter(world.platform).shift(world.team, MODEL, {V1: 50, V2: 50})
+    assert interruption.done
+    assert observer.traffic(world.team, MODEL)["weights"] == {V1: 50, V2: 50}
+
+
 # -- readiness
 
 
@@ -277,16 +403,6 @@ def test_replicas_that_a_request_may_reach_are_counted_once(world: EndpointWorld
 # -- taking a version away
 
 
-def test_a_version_that_a_route_has_is_not_taken_away(world: EndpointWorld) -> None:
-    world.serve(V1, V2)
-    world.route({V1: 1, V2: 0})
-    internals: Any = world.platform["internals"]
-    api = Api(internals["connection"])
-    with pytest.raises(ServedError, match=r"2\.0\.0 is still a variant of"):
-        refuse_served(api, internals, world.team, MODEL, V2)
-    refuse_served(api, internals, world.team, MODEL, V3)
-
-
 def test_the_api_server_keeps_a_claimed_version_whoever_deletes_it(world: EndpointWorld) -> None:
     world.serve(V1, V2)
     cluster, namespace = world.control_plane, world.namespace(V1)
@@ -317,6 +433,16 @@ def test_the_api_server_keeps_a_claimed_version_whoever_deletes_it(world: Endpoi
         return True
 
     until(deleted, 30, what="the claim being gone")
+
+
+def test_a_claim_that_is_gone_is_put_back_where_its_namespace_is_there(world: EndpointWorld) -> None:
+    world.make_room(V1)
+    here, nowhere = (claim(world.environment, world.team, MODEL, world.namespace(version)) for version in (V1, V2))
+    (problem,) = put_back_claims(Api(world.platform["internals"]["connection"]), [here, nowhere])
+    assert f"nothing guards the version of namespace {world.namespace(V2)}" in problem
+    found: Any = world.control_plane.get("v1", "ConfigMap", "served", world.namespace(V1))
+    assert found["data"] == here["data"]
+    assert found["metadata"]["labels"] == here["metadata"]["labels"]
 
 
 def test_a_claimed_versions_whole_namespace_can_still_be_deleted(world: EndpointWorld) -> None:

@@ -160,6 +160,35 @@ def test_a_version_without_a_ready_replica_gets_no_weight_and_nothing_is_touched
     assert claims(world, V1, V2) == [V1]
 
 
+def test_a_guard_that_somebody_took_away_is_put_back_without_a_refresh(
+    world: EndpointWorld, stack: EndpointStack
+) -> None:
+    """As a deleted namespace takes it along, and Pulumi's state still has it; rollouts don't refresh."""
+    world.serve(V1, V2)
+    stack.up({V1: 1, V2: 0})
+    until(lambda: observed(world) == {V1: 1, V2: 0}, 30, what="the weights")
+    world.control_plane.delete("v1", "ConfigMap", CLAIM, world.namespace(V1))
+    assert claims(world, V1, V2) == [V2]
+    stack.write({V1: 1, V2: 1})
+    stack.run("up", "--yes", "--skip-preview")
+    assert claims(world, V1, V2) == [V1, V2]
+    stack.up({V2: 1})
+    assert claims(world, V1, V2) == [V2]
+
+
+def test_versions_that_speak_grpc_in_vain_are_warned_of(world: EndpointWorld, stack: EndpointStack) -> None:
+    stack.write({V1: 1})
+    given = json.loads((stack.folder / "given.json").read_text())
+    given["versions"][V1]["backend"]["grpc"] = True
+    (stack.folder / "given.json").write_text(json.dumps(given))
+    assert "is not reached by gRPC" not in stack.run("preview")
+    given["platform"]["internals"]["gateway"]["hostnames"] = {world.team: "diagnostics.example.com"}
+    (stack.folder / "given.json").write_text(json.dumps(given))
+    said = stack.run("preview")
+    assert "is not reached by gRPC, though its versions speak it" in said
+    assert "host name diagnostics.example.com" in said
+
+
 def test_what_the_gateway_class_cannot_do_is_an_error_at_preview(world: EndpointWorld, stack: EndpointStack) -> None:
     world.serve(V1)
     stack.write({V1: 1}, retries=5)

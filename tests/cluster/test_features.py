@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from infra.cluster.features import UnsupportedError, abilities, refuse_unsupported
+from infra.cluster.features import UnsupportedError, abilities, lacking, refuse_unsupported
 from infra.cluster.internals import GatewayFacts
 from tests.cluster.endpoint_world import endpoint_settings
 
@@ -114,3 +114,40 @@ def test_a_class_that_filters_headers_of_backends_names_versions_in_the_split() 
     assert abilities(facts(*EVERYTHING)).names_version_in_split
     assert not abilities(facts(*TRAEFIK)).names_version_in_split
     assert abilities(facts(*TRAEFIK)).names_version_of_pins
+
+
+def lacks(gateway: GatewayFacts, *fields: str) -> GatewayFacts:
+    return {**gateway, "lacks": list(fields)}
+
+
+def test_what_the_clusters_routes_have_no_field_for_is_no_ability_whatever_the_class_says() -> None:
+    envoy = facts(*EVERYTHING, controller=ENVOY_GATEWAY)
+    assert abilities(envoy).retries
+    assert abilities(envoy).sessions
+    standard = abilities(lacks(envoy, "retry", "sessionPersistence"))
+    assert (standard.retries, standard.sessions, standard.total_timeout) == (False, False, True)
+    old = abilities(lacks(envoy, "timeouts"))
+    assert (old.total_timeout, old.attempt_timeout, old.retries) == (False, False, True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"retries": 3}, "retry"),
+        ({"sticky": {"cookie": {"name": "c"}}}, "sessionPersistence"),
+        ({"timeouts": {"total": "5s"}}, "timeouts"),
+        ({"shadow": {"version": "1.0.0", "percent": 2.5}}, "filters.requestMirror.fraction"),
+    ],
+)
+def test_a_setting_without_a_field_is_told_the_crds_that_have_it(settings: dict[str, Any], field: str) -> None:
+    said = refusal(lacks(facts(*EVERYTHING, controller=ENVOY_GATEWAY), field), **settings)
+    assert f"the cluster's HTTPRoutes have no rules.{field}; leave it out, or install CRDs" in said
+
+
+def test_defaults_without_a_field_are_no_error() -> None:
+    refuse_unsupported(endpoint_settings({"1.0.0": 1}), lacks(facts(*EVERYTHING), "retry", "timeouts"))
+
+
+def test_a_schema_that_describes_no_rules_refuses_none_of_their_fields() -> None:
+    schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+    assert lacking({"spec": {"versions": [{"name": "v1", "schema": schema}]}}) == []

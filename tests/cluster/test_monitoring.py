@@ -112,7 +112,7 @@ class World:
     def _add_version(self, version: str, port: int) -> None:
         namespace = self._control_plane.namespace(self.namespace_of(version))
         labels = version_labels(self.environment, TEAM, MODEL, version)
-        annotations = version_annotations(TEAM, MODEL, version)
+        annotations = version_annotations(self.environment, TEAM, MODEL, version)
         metadata = {"name": SERVER, "namespace": namespace, "labels": labels, "annotations": annotations}
         selector = {"app.kubernetes.io/name": SERVER}
         pod = {"schedulerName": "nobody", "containers": [{"name": "server", "image": "none"}]}

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.monitoring.data_planes.envoy_gateway import ENVOY_GATEWAY
+from infra.monitoring.data_planes.envoy_gateway import envoy_gateway
 from infra.single_node.machine.envoy import find_envoy
 from tests.cluster.control_plane import free_ports
 from tests.cluster.daemon import Daemon
@@ -155,4 +155,5 @@ def test_copies_are_counted_by_the_cluster_that_gets_them(envoy: Envoy) -> None:
 @pytest.mark.parametrize("metric", ["healthy", "rq_active"])
 def test_endpoints_have_the_gauges_that_the_rules_ask_for(envoy: Envoy, metric: str) -> None:
     assert envoy.value(f"envoy_cluster_endpoint_{metric}", WELL) is not None
-    assert f"envoy_cluster_endpoint_{metric}" in ENVOY_GATEWAY.in_flight + ENVOY_GATEWAY.buckets
+    asked = envoy_gateway("prod")
+    assert f"envoy_cluster_endpoint_{metric}" in asked.in_flight + asked.buckets

@@ -19,15 +19,17 @@ from infra.cluster.manifests.monitoring.gateways import KINDS, gateway_kind
 from infra.cluster.manifests.teams import pod_security
 from infra.monitoring.alerts import alert_rules
 from infra.monitoring.data_planes import GATEWAYS
-from infra.monitoring.data_planes.traefik import TRAEFIK
+from infra.monitoring.data_planes.traefik import traefik
 from infra.monitoring.rules import recording_rules
 from infra.settings.cluster import ClusterSettings
 from tests.cluster.control_plane import ControlPlane
+from tests.deadline import until
 from tests.unit.promtool import found as promtool
 
 IMAGE = "registry.example.org/monitoring/{}@sha256:" + "0123456789abcdef" * 4
 IMAGES = {key: IMAGE.format(key) for key in ("prometheus", "alertmanager", "grafana", "kube_state_metrics")}
 CONTROLLER = "traefik.io/gateway-controller"
+_SECONDS = 60
 CONFIG_MAP_LIMIT = 2**20
 """Bytes: https://kubernetes.io/docs/concepts/configuration/configmap/"""
 
@@ -122,7 +124,7 @@ def test_prometheus_is_reached_through_the_api_server_unless_a_url_is_given() ->
 def test_the_class_controller_tells_whose_metrics_count(kind: Any) -> None:
     assert gateway_kind(settings(), kind.controllers[0]) is kind
     assert data(objects(controller=kind.controllers[0]), "prometheus-rules", "rules.yml") == recording_rules(
-        GATEWAYS[kind.name]
+        GATEWAYS[kind.name]("prod")
     )
 
 
@@ -258,7 +260,7 @@ def test_promtool_accepts_the_configuration(kind: Any, tmp_path: Path) -> None:
 
 def test_the_operators_rules_are_the_same_text() -> None:
     made = objects(settings(**OPERATOR))
-    assert named(made, "PrometheusRule", "lepton-recording")["spec"] == recording_rules(TRAEFIK)
+    assert named(made, "PrometheusRule", "lepton-recording")["spec"] == recording_rules(traefik("prod"))
     assert named(made, "PrometheusRule", "lepton-alerts")["spec"] == alert_rules()
 
 
@@ -287,7 +289,7 @@ def test_the_operators_own_kube_state_metrics_shows_no_annotations_so_ours_comes
     assert not workloads(without)
     (ours,) = workloads(objects(settings(**OPERATOR)))
     assert (
-        "--metric-annotations-allowlist=services=[lepton/team,lepton/model,lepton/version]"
+        "--metric-annotations-allowlist=services=[lepton/environment,lepton/team,lepton/model,lepton/version]"
         in (ours["spec"]["template"]["spec"]["containers"][0]["args"])
     )
 
@@ -333,6 +335,35 @@ def test_the_pods_are_restricted(control_plane: ControlPlane, restricted: str) -
             },
         }
         control_plane.apply(pod, dry_run=True)
+
+
+def test_the_volume_outlives_a_stateful_set_that_is_made_anew_for_another_size(
+    control_plane: ControlPlane, restricted: str
+) -> None:
+    """As the plugin does it: the claim's template can't change, and the name is taken until the old one is gone."""
+
+    def claim() -> Manifest | None:
+        return control_plane.get("v1", "PersistentVolumeClaim", "data-prometheus-0", restricted)
+
+    def pod() -> Manifest | None:
+        return control_plane.get("v1", "Pod", "prometheus-0", restricted)
+
+    def apply(size: str) -> None:
+        made = within(restricted, settings(storage=size))
+        control_plane.apply_all(named(made, "ServiceAccount", "prometheus"), named(made, "StatefulSet", "prometheus"))
+        until(pod, _SECONDS, what="the Pod")
+
+    apply("10Gi")
+    before = claim()
+    assert before
+    assert "ownerReferences" not in before["metadata"]
+    control_plane.delete("apps/v1", "StatefulSet", "prometheus", restricted)
+    until(lambda: pod() is None, _SECONDS, what="the Pod's end")
+    apply("20Gi")
+    after = claim()
+    assert after
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+    assert "deletionTimestamp" not in after["metadata"]
 
 
 READS = {"get", "list", "watch"}

@@ -76,7 +76,7 @@ def namespace_of(version: str, name: str = "tumour-1") -> Json:
         "metadata": {
             "name": name,
             "labels": version_labels("dev", "diagnostics", "tumour", version),
-            "annotations": version_annotations("diagnostics", "tumour", version),
+            "annotations": version_annotations("dev", "diagnostics", "tumour", version),
         }
     }
 
@@ -191,6 +191,47 @@ def test_a_shortage_says_which_pool_lacks_what() -> None:
     assert shortage([], GPU, 4) == "no node that is ready has nvidia.com/gpu"
 
 
+def test_a_shortage_of_cores_or_memory_is_said_alike() -> None:
+    nodes = free_on("cpus", 0, 0)
+    nodes[0]["held"][0]["cpu"] = 6.5
+    assert shortage(nodes, "cpu", 64) == "pool cpus lacks 64 cpu on one node: 9500m are free, at most 8 together"
+    assert shortage(nodes, "cpu", 8) == ""
+    assert shortage(nodes, "memory", 3 * 2**30) == (
+        "pool cpus lacks 3Gi memory on one node: 2Gi are free, at most 1Gi together"
+    )
+    assert shortage(nodes, "memory", 2**30) == ""
+
+
+def unplaced(requests: dict[str, str], selector: dict[str, str]) -> Json:
+    found = pod("tumour-1", None, phase="Pending", **requests)
+    found["spec"]["nodeSelector"] = selector
+    found["status"]["conditions"] = [{"type": "PodScheduled", "status": "False", "message": "0/2 nodes are available"}]
+    return found
+
+
+def test_cores_are_lacked_only_by_nodes_that_have_the_gpus_too() -> None:
+    """Of other nodes it would not help to know."""
+    without_gpus = free_on("cpus", 0)
+    without_gpus[0]["gpus"] = {}
+    asks = unplaced({"cpu": "64", GPU: "1"}, {})
+    found = unready_because([], [asks], [*without_gpus, *free_on("h100", 4)], [])
+    assert found[1:] == ["pool h100 lacks 64 cpu on one node: 8 are free, at most 8 together"]
+
+
+def test_a_selector_that_no_ready_node_has_is_named() -> None:
+    found = unready_because([], [unplaced({"cpu": "1"}, {"pool": "h100"})], [], [])
+    assert found[1:] == ["no node that is ready has the labels pool=h100"]
+
+
+def test_a_claim_names_its_device_class() -> None:
+    asks = unplaced({}, {})
+    asks["spec"]["resourceClaims"] = [{"name": "gpu", "resourceClaimTemplateName": "gpu"}]
+    exactly = {"deviceClassName": "gpu.nvidia.com", "allocationMode": "ExactCount", "count": 2}
+    template = {"metadata": {"name": "gpu"}, "spec": {"spec": {"devices": {"requests": [{"exactly": exactly}]}}}}
+    (_, said) = unready_because([], [asks], [], [], [template])
+    assert said.startswith("it claims 2 of DeviceClass gpu.nvidia.com on one node")
+
+
 # -- symptoms
 
 
@@ -243,12 +284,20 @@ def world(control_plane: ControlPlane, gateway_class: GatewayClass, model_server
 
 
 def deployment(
-    world: EndpointWorld, *, image: str = "example.com/server", gpus: int = 0, priority: str = "", **selector: str
+    world: EndpointWorld,
+    *,
+    image: str = "example.com/server",
+    gpus: int = 0,
+    requests: dict[str, str] | None = None,
+    priority: str = "",
+    **selector: str,
 ) -> Json:
     labels = {"app": "some"}
     container: Json = {"name": SERVER, "image": image}
     if gpus:
         container["resources"] = {"limits": {GPU: str(gpus)}}
+    if requests:
+        container["resources"] = {"requests": requests}
     spec = {"containers": [container], "nodeSelector": selector, "priorityClassName": priority}
     return {
         "apiVersion": "apps/v1",
@@ -278,6 +327,41 @@ def test_gpus_that_no_node_has_are_named_with_the_pool_that_lacks_them(
     until(lambda: wanted in reasons(world), 30, what="the shortage")
     assert "has no node: 0/" in reasons(world)
     kwok_nodes.remove(f"{pool}-0")
+
+
+def test_cores_and_memory_that_no_node_has_are_named_with_the_pool_that_lacks_them(
+    world: EndpointWorld, kwok_nodes: KwokNodes
+) -> None:
+    pool = world.environment
+    kwok_nodes.add(f"{pool}-0", labels={"pool": pool}, cpu=8, memory="32Gi")
+    world.platform["internals"]["pools"] = [H100 | {"name": pool, "labels": {"pool": pool}, "gpu_resource": None}]
+    world.make_room(V1)
+    world.control_plane.apply(deployment(world, requests={"cpu": "64", "memory": "64Gi"}, pool=pool))
+    wanted = f"pool {pool} lacks 64 cpu on one node: 8 are free, at most 8 together"
+    until(lambda: wanted in reasons(world), 30, what="the shortage")
+    assert f"pool {pool} lacks 64Gi memory on one node: 32Gi are free, at most 32Gi together" in reasons(world)
+    kwok_nodes.remove(f"{pool}-0")
+
+
+def test_a_claim_that_no_node_can_meet_is_named_with_its_device_class(
+    world: EndpointWorld, kwok_nodes: KwokNodes
+) -> None:
+    world.make_room(V1)
+    device_class = f"{world.environment}.example.com"
+    exactly = {"deviceClassName": device_class, "allocationMode": "ExactCount", "count": 2}
+    template = {"spec": {"devices": {"requests": [{"name": "gpu", "exactly": exactly}]}}}
+    metadata = {"name": "gpu", "namespace": world.namespace(V1)}
+    version = "resource.k8s.io/v1"
+    world.control_plane.apply_all(
+        {"apiVersion": version, "kind": "DeviceClass", "metadata": {"name": device_class}, "spec": {}},
+        {"apiVersion": version, "kind": "ResourceClaimTemplate", "metadata": metadata, "spec": template},
+    )
+    made = deployment(world)
+    spec = made["spec"]["template"]["spec"]
+    spec["resourceClaims"] = [{"name": "gpu", "resourceClaimTemplateName": "gpu"}]
+    spec["containers"][0]["resources"] = {"claims": [{"name": "gpu"}]}
+    world.control_plane.apply(made)
+    until(lambda: f"it claims 2 of DeviceClass {device_class}" in reasons(world), 30, what="the claim being named")
 
 
 def test_held_gpus_are_in_the_inventory_and_the_room(world: EndpointWorld, kwok_nodes: KwokNodes) -> None:

@@ -8,14 +8,22 @@ from typing import Any
 import pytest
 
 from infra.cluster.api import Api
+from infra.cluster.internals import GatewayFacts
+from infra.cluster.manifests.routes import Backend, endpoint_routes
+from infra.cluster.names import team_namespace
 from infra.cluster.preflight import PreflightError, preflight
 from infra.settings.cluster import ClusterSettings
 from tests.cluster.control_plane import ControlPlane
+from tests.cluster.endpoint_world import endpoint_settings
 from tests.cluster.gateway import CLASS, CONTROLLER, GatewayClass
 from tests.cluster.kwok_nodes import KwokNodes
 from tests.deadline import until
+from tests.plugins.kubernetes.api import ApiError
 
 HTTP_ROUTES = "httproutes.gateway.networking.k8s.io"
+IMAGE = "registry.example.org/gpu/plugin@sha256:" + "0123456789abcdef" * 4
+GPUS = {"device_plugin": True}
+POOL = {"name": "h100", "labels": {"pool": "h100"}, "gpu_resource": "nvidia.com/gpu"}
 KUEUE = ("kueue.x-k8s.io", "v1beta1")
 
 
@@ -104,6 +112,87 @@ def test_a_team_that_still_has_versions_stays(control_plane: ControlPlane, gatew
         preflight(api(control_plane), "leaving", settings())
     assert "teams: 'imaging' is not given, and has 1 version in the cluster; take its endpoints" in str(refused.value)
     assert preflight(api(control_plane), "leaving", settings(teams={"imaging": {}})).controller == CONTROLLER
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ({"namespace": "kube-system"}, "namespace: given 'kube-system': the cluster's namespace kube-system"),
+        (
+            {"namespace": "free", "gpus": GPUS, "images": {"device_plugin": IMAGE}, "pools": [POOL]},
+            "namespace: given 'free': the cluster's namespace free-gpus",
+        ),
+        (
+            {"teams": {"rivals": {}}},
+            f"teams: given 'rivals': the cluster's namespace {team_namespace('dev', 'rivals')}",
+        ),
+    ],
+    ids=["the platform's", "that of GPUs", "a team's"],
+)
+def test_a_namespace_that_is_somebody_elses_is_refused(
+    control_plane: ControlPlane, gateway_class: GatewayClass, given: dict[str, Any], key: str
+) -> None:
+    control_plane.namespace("free-gpus")
+    control_plane.namespace(team_namespace("dev", "rivals"))
+    assert (
+        f"lepton:platform.cluster.{key} isn't labelled as of this environment: "
+        "app.kubernetes.io/managed-by=lepton,lepton/environment=dev; give a name that is free"
+    ) in refusal(api(control_plane), settings(**given))
+
+
+def test_a_namespace_is_one_environments_which_finds_it_again(
+    control_plane: ControlPlane, gateway_class: GatewayClass
+) -> None:
+    labels = {"app.kubernetes.io/managed-by": "lepton", "lepton/environment": "dev"}
+    asked = settings(namespace=control_plane.namespace("of-dev", **labels))
+    assert preflight(api(control_plane), "dev", asked).controller == CONTROLLER
+    with pytest.raises(PreflightError, match="namespace of-dev is the environment 'dev''s; give a name that is free"):
+        preflight(api(control_plane), "prod", asked)
+
+
+def test_an_environment_stays_in_its_cluster(bare: ControlPlane, control_plane: ControlPlane) -> None:
+    here, there = api(control_plane).identity(), api(bare).identity()
+    with pytest.raises(PreflightError) as refused:
+        preflight(api(bare), "dev", settings(), is_in=here)
+    text = str(refused.value)
+    assert text.startswith(
+        f"lepton:platform.cluster.existing: the current context of {bare.kubeconfig} leads to another cluster than dev "
+        f"is in: the UID of its kube-system is {there}, and dev was brought up in {here}."
+    )
+    assert "`pulumi stack rm --force --preserve-config STACK`" in text
+    with pytest.raises(PreflightError, match="it serves no gatewayclasses"):
+        preflight(api(bare), "dev", settings(), is_in=there)
+
+
+def test_routes_are_given_no_field_that_the_clusters_do_not_have(
+    control_plane: ControlPlane, gateway_class: GatewayClass
+) -> None:
+    """Traefik brings the standard channel, which has no retries; the class says that it does them."""
+    features = [*gateway_class.features, "HTTPRouteRetry", "HTTPRouteRetryConnectionError", "HTTPRouteRequestTimeout"]
+    facts = preflight(api(control_plane), "dev", settings(gateway={"features": features}))
+    assert facts.lacks == ["retry", "sessionPersistence"]
+    gateway: GatewayFacts = {
+        "name": "lepton",
+        "namespace": "lepton",
+        "class_name": CLASS,
+        "controller": "gateway.envoyproxy.io/gatewayclass-controller",
+        "features": facts.features,
+        "listeners": {"diagnostics": "http"},
+        "hostnames": {},
+        "pods_namespace": None,
+    }
+    namespace = control_plane.namespace(team_namespace("routes", "diagnostics"))
+    backends: dict[str, Backend] = {"1.0.0": {"namespace": namespace, "protocol": "oip-v2", "grpc": False}}
+
+    asked = endpoint_settings({"1.0.0": 1}, environment="routes")
+
+    def apply(gateway: GatewayFacts) -> dict[str, Any]:
+        (route,) = endpoint_routes("diagnostics", gateway, asked, backends)
+        return control_plane.apply(route, dry_run=True)
+
+    with pytest.raises(ApiError, match="retry"):
+        apply(gateway)
+    assert "timeouts" in apply({**gateway, "lacks": facts.lacks})["spec"]["rules"][-1]
 
 
 def test_a_class_that_is_not_there_is_told_which_are(control_plane: ControlPlane, gateway_class: GatewayClass) -> None:

@@ -111,6 +111,7 @@ def test_a_platform_comes_up_says_where_it_is_stays_as_it_is_and_goes_without_a_
     assert internals["gateway"]["controller"] == CONTROLLER
     assert "HTTPRoute" in internals["gateway"]["features"]
     assert internals["gateway"]["listeners"] == {"diagnostics": "http", "imaging": "http"}
+    assert internals["gateway"]["probe"] is True
     assert internals["teams"]["diagnostics"] == {
         "namespace": namespace,
         "quota": {"requests.cpu": "8"},

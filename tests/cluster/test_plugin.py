@@ -404,16 +404,17 @@ def test_the_stand_in_steps_aside_for_a_real_plugin(tmp_path: Path) -> None:
     ("old", "new", "found"),
     [
         ({"a": 1}, {"a": 1.0}, []),
-        ({"limits": {"cpu": "1"}}, {"limits": {"cpu": "1000m"}}, []),
-        ({"limits": {"memory": "1Gi"}}, {"limits": {"memory": "1024Mi"}}, []),
-        ({"labels": {"a": "1"}}, {"labels": {"a": "1000m"}}, [("labels.a", "update")]),
-        ({"a": []}, {}, []),
+        ({"limits": {"cpu": "1"}}, {"limits": {"cpu": "1000m"}}, [("limits.cpu", "update")]),
+        ({}, {"a": []}, [("a", "add")]),
+        ({"a": {}}, {}, [("a", "delete")]),
+        ({"a": None}, {}, []),
         ({"a": {}}, {"a": {"b.c": 1}}, [('a["b.c"]', "add")]),
         ({"a": [{"b": 1}, {"b": 2}]}, {"a": [{"b": 1}]}, [("a[1]", "delete")]),
         ({"a": [{"b": 1}]}, {"a": [{"b": 2}]}, [("a[0].b", "update")]),
+        ({"a": [1]}, {"a": [1, {}]}, [("a[1]", "add")]),
     ],
 )
-def test_differences_are_those_that_the_api_server_makes(old: Any, new: Any, found: list[tuple[str, str]]) -> None:
+def test_differences_are_those_of_the_text(old: Any, new: Any, found: list[tuple[str, str]]) -> None:
     assert [(objects.written(path), what) for path, what in objects.differences(old, new)] == found
 
 

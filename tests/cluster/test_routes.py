@@ -12,7 +12,7 @@ from infra.cluster.features import UnsupportedError
 from infra.cluster.internals import GatewayFacts
 from infra.cluster.live_routes import route_problem
 from infra.cluster.manifests.claims import claim, deletion_policy
-from infra.cluster.manifests.routes import Backend, duration, endpoint_routes, is_split, traffic_in
+from infra.cluster.manifests.routes import Backend, duration, endpoint_routes, is_split, traffic_in, why_no_grpc
 from infra.cluster.names import VARIANTS_ANNOTATION
 from infra.settings.version import Protocol
 from tests.cluster.control_plane import ControlPlane
@@ -227,9 +227,16 @@ def test_versions_that_all_speak_grpc_have_a_route_for_it_at_the_endpoints_host_
     assert pins([grpc]) == {"1.0.0": "tumour-1-0-0", "2.0.0": "tumour-2-0-0"}
 
 
-def test_there_is_no_route_for_grpc_where_http_has_the_host_name_already() -> None:
-    assert len(routes({"1.0.0": 1}, facts(*TRAEFIK, hostname="diagnostics.example.com"), grpc=True)) == 1
-    assert len(routes({"1.0.0": 1}, facts("HTTPRoutePathRewrite"), grpc=True)) == 1
+def test_there_is_no_route_for_grpc_where_http_has_the_host_name_already_and_it_is_said() -> None:
+    of_a_domain, without_grpc = facts(*TRAEFIK, hostname="diagnostics.example.com"), facts("HTTPRoutePathRewrite")
+    assert len(routes({"1.0.0": 1}, of_a_domain, grpc=True)) == 1
+    assert len(routes({"1.0.0": 1}, without_grpc, grpc=True)) == 1
+    speaks: dict[str, Backend] = {"1.0.0": {"namespace": "tumour-1", "protocol": "oip-v2", "grpc": True}}
+    mute: dict[str, Backend] = {"1.0.0": {"namespace": "tumour-1", "protocol": "oip-v2", "grpc": False}}
+    assert "is for the host name diagnostics.example.com" in (why_no_grpc("diagnostics", of_a_domain, speaks) or "")
+    assert "doesn't say that it can" in (why_no_grpc("diagnostics", without_grpc, speaks) or "")
+    assert why_no_grpc("diagnostics", facts(*TRAEFIK), speaks) is None
+    assert why_no_grpc("diagnostics", of_a_domain, mute) is None
 
 
 # -- what a Gateway says

@@ -36,7 +36,7 @@ from infra.cluster.manifests.version import Version
 from infra.cluster.manifests.workload import server_command, service, workload
 from infra.cluster.names import LONGEST_NAME, label_value, version_namespace
 from infra.cluster.refusals import QuotaExceeded, VersionRefused, refuse_beyond_quota, refuse_impossible
-from infra.settings import SettingsError, VersionSettings, parse_settings
+from infra.settings import EndpointSettings, SettingsError, VersionSettings, parse_settings
 from infra.settings.version import mlserver
 from model_packaging.forms.image import MODEL_DIR
 from tests.cluster.control_plane import ControlPlane
@@ -296,12 +296,19 @@ def test_a_replica_that_goes_answers_what_it_has() -> None:
     assert pod_spec(made)["terminationGracePeriodSeconds"] == sleep + 90
 
 
-def test_an_update_makes_a_replica_before_it_takes_one() -> None:
+def test_an_update_makes_replicas_before_it_takes_as_many_in_few_rounds() -> None:
+    rolling = {"maxSurge": "25%", "maxUnavailable": 0}
     for resources in ({}, {"gpu": 1}):
-        assert workload(version(resources=resources))["spec"]["strategy"]["rollingUpdate"] == {
-            "maxSurge": 1,
-            "maxUnavailable": 0,
-        }
+        assert workload(version(resources=resources))["spec"]["strategy"]["rollingUpdate"] == rolling
+    group = workload(version(nodes_per_replica=2))["spec"]["rolloutStrategy"]
+    assert group["rollingUpdateConfiguration"] == rolling
+
+
+def test_a_replica_that_goes_has_time_for_the_longest_request_by_default() -> None:
+    assert (
+        version().drain_seconds
+        == EndpointSettings.model_fields["timeouts"].get_default(call_default_factory=True).total
+    )
 
 
 # -- the model
@@ -407,7 +414,7 @@ def test_a_fixed_number_of_replicas_is_the_deployments(replicas: int) -> None:
 def test_where_an_autoscaler_owns_the_number_the_deployment_says_none(scaler: str) -> None:
     made = version(autoscaling={"min": 2, "max": 8, "by": "in-flight", "target": 4, "scaler": scaler})
     assert "replicas" not in workload(made)["spec"]
-    assert (made.least, made.most) == (2, 8)
+    assert (made.settings.first_replicas, made.most) == (2, 8)
     (found,) = autoscaler(made)
     assert found["spec"]["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": "server"}
 
@@ -416,7 +423,17 @@ def test_no_replicas_are_none_though_there_is_autoscaling() -> None:
     made = version(replicas=0, autoscaling={"max": 8, "target": 0.5}, resources={"cpu": 1})
     assert workload(made)["spec"]["replicas"] == 0
     assert autoscaler(made) == []
-    assert (made.least, made.most) == (0, 0)
+    assert (made.settings.first_replicas, made.most) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "least", "first"), [(1, 1, 1), (1, 4, 4), (5, 2, 5), (20, 1, 8), (0, 2, 0)], ids=str
+)
+def test_a_version_that_scales_begins_with_its_replicas_within_its_bounds(
+    replicas: int, least: int, first: int
+) -> None:
+    made = version(replicas=replicas, autoscaling={"min": least, "max": 8, "target": 0.5}, resources={"cpu": 1})
+    assert made.settings.first_replicas == first
 
 
 @pytest.mark.parametrize(
@@ -577,6 +594,8 @@ def test_gpus_by_resource_allocation_are_claimed() -> None:
     assert (request["exactly"]["deviceClassName"], request["exactly"]["count"]) == ("gpu.nvidia.com", 2)
     (claim,) = pod_spec(made)["resourceClaims"]
     assert claim["resourceClaimTemplateName"] == template["metadata"]["name"]
+    (other,) = resource_claims(version(resources={"gpu": 4, "device_class": "gpu.nvidia.com"}))
+    assert other["metadata"]["name"] != template["metadata"]["name"], "a template never changes"
     assert server_of(made)["resources"]["claims"] == [{"name": claim["name"]}]
 
 
@@ -590,11 +609,17 @@ def test_the_namespace_may_have_what_its_replicas_and_their_successors_ask_for()
     made = version(autoscaling={"min": 1, "max": 3, "target": 0.5}, resources={"cpu": 0.5, "memory": "1Gi", "gpu": 1})
     assert promised(made) == {"requests.cpu": "1500m", "requests.memory": "3Gi", "requests.nvidia.com/gpu": "3"}
     assert resource_quota(made)["spec"]["hard"] == {
-        "pods": "6",
-        "requests.cpu": "3",
-        "requests.memory": "6Gi",
-        "requests.nvidia.com/gpu": "6",
+        "pods": "7",
+        "requests.cpu": "3500m",
+        "requests.memory": "7Gi",
+        "requests.nvidia.com/gpu": "7",
     }
+
+
+@pytest.mark.parametrize(("replicas", "pods"), [(0, "0"), (1, "3"), (4, "9"), (10, "23")])
+def test_an_update_has_room_while_the_last_ones_replicas_drain(replicas: int, pods: str) -> None:
+    # What serves, the surge, and as many that drain.
+    assert resource_quota(version(replicas=replicas))["spec"]["hard"]["pods"] == pods
 
 
 def test_a_team_with_a_queue_waits_in_it() -> None:
@@ -952,15 +977,33 @@ def test_a_version_that_gets_an_autoscaler_keeps_its_replicas(cluster: ControlPl
     cluster.delete("v1", "Namespace", fixed.namespace)
 
 
-def test_a_version_without_replicas_gets_one_from_which_an_autoscaler_goes_on(
-    cluster: ControlPlane, model: str
+@pytest.mark.parametrize(("replicas", "first"), [(1, 2), (5, 5)])
+def test_a_version_at_rest_comes_back_with_the_replicas_that_it_begins_with(
+    cluster: ControlPlane, model: str, replicas: int, first: int
 ) -> None:
     stopped = version(model=model, replicas=0)
-    scaled = version(model=model, autoscaling={"min": 2, "max": 8, "by": "in-flight", "target": 1})
+    scaling = {"min": 2, "max": 8, "by": "in-flight", "target": 1}
+    scaled = version(model=model, replicas=replicas, autoscaling=scaling)
     cluster.apply_all(namespace(stopped), workload(stopped))
     hand_over_replicas(scaled, api_of(cluster))
-    assert cluster.apply(workload(scaled))["spec"]["replicas"] == 1
+    assert cluster.apply(workload(scaled))["spec"]["replicas"] == first
+    assert cluster.apply(workload(stopped))["spec"]["replicas"] == 0
     cluster.delete("v1", "Namespace", stopped.namespace)
+
+
+def test_a_new_version_gets_the_replicas_that_it_begins_with_and_keeps_more(cluster: ControlPlane, model: str) -> None:
+    api = api_of(cluster)
+    made = version(model=model, replicas=3, autoscaling={"min": 2, "max": 8, "by": "in-flight", "target": 1})
+    cluster.apply_all(namespace(made), workload(made))
+    hand_over_replicas(made, api)
+    assert cluster.apply(workload(made))["spec"]["replicas"] == 3
+    for found, kept in ((6, 6), (2, 3)):  # as an autoscaler does it
+        cluster.api.patch(
+            "apps/v1", "Deployment", "server", made.namespace, {"spec": {"replicas": found}}, subresource="scale"
+        )
+        hand_over_replicas(made, api)
+        assert cluster.apply(workload(made))["spec"]["replicas"] == kept
+    cluster.delete("v1", "Namespace", made.namespace)
 
 
 def test_a_version_that_no_node_has_room_for_is_given_up_in_its_time(
@@ -988,7 +1031,7 @@ def test_a_version_that_is_never_ready_is_given_up_in_its_time(
 def test_the_api_server_holds_a_namespace_to_its_quota(cluster: ControlPlane, model: str) -> None:
     made = version(model=model, replicas=1, resources={"cpu": 1})
     cluster.apply_all(namespace(made), service_account(made), resource_quota(made))
-    greedy = version(model=model, replicas=1, resources={"cpu": 3})
+    greedy = version(model=model, replicas=1, resources={"cpu": 4})
     template = workload(greedy)["spec"]["template"]
     metadata = {**template["metadata"], "name": "probe", "namespace": made.namespace}
 

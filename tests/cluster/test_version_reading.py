@@ -75,10 +75,10 @@ def test_pods_reach_prometheus_by_its_service(project: Project) -> None:
 
 
 def test_the_catalogue_says_the_stage(project: Project) -> None:
-    assert project.read().stage == "development"
+    assert project.read().stage is None
     (project.root / ".state").mkdir()
     with Catalogue(f"sqlite:///{project.root / '.state' / 'catalogue.sqlite'}") as catalogue:
-        assert project.read().stage == "development"
+        assert project.read().stage is None
         artifact = Artifact.find(project.store, "tumour", "1.0.0")
         catalogue.register(artifact.description, artifact.digest, artifact.size, project.location, who="ada")
         catalogue.promote("tumour", "1.0.0", who="ada", why="it is fine")

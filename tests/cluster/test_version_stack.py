@@ -7,6 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -18,7 +19,9 @@ from tests.cluster.control_plane import ControlPlane
 from tests.cluster.gateway import CLASS, GatewayClass
 from tests.cluster.kwok_nodes import KwokNodes
 from tests.cluster.registry import RegistryServer
+from tests.deadline import until
 from tests.engine.sandbox import REPOSITORY, TEAM, Outcome, Sandbox
+from tests.plugins.kubernetes.api import ApiError
 
 MODEL = "tumour"
 IMAGE = "registry.example.org/lepton@sha256:" + "0123456789abcdef" * 4
@@ -153,6 +156,49 @@ def test_an_autoscalers_number_outlives_an_update(sandbox: VersionSandbox) -> No
     assert deployment["spec"]["replicas"] == 3
 
 
+def test_a_new_version_that_scales_begins_with_its_replicas_and_comes_back_with_them(sandbox: VersionSandbox) -> None:
+    settings: dict[str, Any] = {"autoscaling": {"min": 2, "max": 4, "target": 0.5}, "resources": {"cpu": 0.1}}
+    address = sandbox.write("2.1.0", replicas=3, **settings)
+    for package, replicas in ((True, 3), (False, 0), (False, 3)):
+        if not package:
+            sandbox.write("2.1.0", package=False, replicas=replicas, **settings)
+        deployed = sandbox.deploy(address)
+        assert deployed.status == 0, deployed
+        deployment = sandbox.object("apps/v1", "Deployment", "2.1.0") or {}
+        assert deployment["spec"]["replicas"] == replicas
+        assert sandbox.outputs(address)["desired_replicas"] == replicas
+
+
+def test_what_takes_long_has_its_time_and_no_more(sandbox: VersionSandbox) -> None:
+    address = sandbox.write("2.2.0", replicas=10, drain_timeout="1h", ready_timeout="90s")
+    assert sandbox.deploy(address).status == 0
+    state = sandbox.pulumi("stack", "export", "--stack", address.partition("/")[2]).json
+    timeouts = {
+        resource["type"].rpartition(":")[2]: resource.get("customTimeouts") or {}
+        for resource in state["deployment"]["resources"]
+    }
+    assert timeouts["Deployment"]["update"] == 4 * 90 + 10
+    assert min(timeouts[kind]["delete"] for kind in ("Deployment", "Namespace")) > 3600 + 5
+
+
+def test_a_stage_that_this_machine_does_not_know_stays(sandbox: VersionSandbox) -> None:
+    address = sandbox.write("2.3.0")
+    assert sandbox.deploy(address).status == 0
+    promoted = sandbox.lepton("package", "promote", f"{MODEL}:2.3.0", "--why", "it is fine")
+    assert promoted.status == 0, promoted
+    assert sandbox.deploy(address).status == 0
+    catalogue = sandbox.root / ".state" / "catalogue.sqlite"
+    away = catalogue.rename(catalogue.with_suffix(".away"))
+    try:
+        sandbox.write("2.3.0", package=False, warm_up=3)
+        elsewhere = sandbox.deploy(address)
+        assert elsewhere.status == 0, elsewhere
+    finally:
+        away.replace(catalogue)
+    namespace = sandbox.control_plane.get("v1", "Namespace", sandbox.namespace("2.3.0")) or {}
+    assert namespace["metadata"]["labels"]["lepton/stage"] == "testing"
+
+
 def test_gpus_that_are_not_there_fail_the_deploy_in_its_time_and_are_named(sandbox: VersionSandbox) -> None:
     address = sandbox.write("3.0.0", pool="h100", resources={"gpu": 64}, ready_timeout="5s")
     failed = sandbox.deploy(address)
@@ -217,3 +263,53 @@ def test_secrets_are_in_the_cluster_alone(sandbox: VersionSandbox) -> None:
     assert secret["data"]["TOKEN"] == "czNjcmV0LW9mLXRoZS10ZXN0cw=="
     deployment = sandbox.object("apps/v1", "Deployment", "7.0.0")
     assert "s3cret" not in json.dumps(deployment)
+
+
+def _kueues(kind: str, scope: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """Stands in for a definition of Kueue's, as strict with what never changes."""
+    plural = f"{kind.lower()}s"
+    schema = {"type": "object", "properties": {"spec": {"type": "object", **spec}}}
+    served = {"name": "v1beta1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {
+            "name": f"{plural}.kueue.x-k8s.io",
+            "annotations": {"api-approved.kubernetes.io": "unapproved, a test's own"},
+        },
+        "spec": {
+            "group": "kueue.x-k8s.io",
+            "scope": scope,
+            "names": {"kind": kind, "plural": plural, "singular": kind.lower()},
+            "versions": [served],
+        },
+    }
+
+
+def test_a_team_that_gets_another_queue_has_its_versions_go_there(sandbox: VersionSandbox) -> None:
+    group, cluster = "kueue.x-k8s.io/v1beta1", sandbox.control_plane
+    immutable = {"type": "string", "x-kubernetes-validations": [{"rule": "self == oldSelf", "message": "is immutable"}]}
+    cluster.apply(_kueues("LocalQueue", "Namespaced", {"properties": {"clusterQueue": immutable}}))
+    cluster.apply(_kueues("ClusterQueue", "Cluster", {"x-kubernetes-preserve-unknown-fields": True}))
+    queues = [{"apiVersion": group, "kind": "ClusterQueue", "metadata": {"name": name}} for name in ("gpus", "more")]
+    until(lambda: _applied(cluster, *queues), 30, what="Kueue's kinds being served")
+    share, address = sandbox.cluster["teams"][TEAM], ""
+    for name in ("gpus", "more"):
+        sandbox.cluster |= {"features": ["kueue"], "teams": {TEAM: share | {"queue": name}}}
+        sandbox.write_platform()
+        up = sandbox.pulumi("up", "--yes", "--skip-preview", "--stack", sandbox.name, team="lepton")
+        assert up.status == 0, up
+        address = address or sandbox.write("8.0.0")
+        deployed = sandbox.deploy(address)
+        assert deployed.status == 0, deployed
+        queue = sandbox.object(group, "LocalQueue", "8.0.0", TEAM) or {}
+        assert queue["spec"]["clusterQueue"] == name
+    deployment = sandbox.object("apps/v1", "Deployment", "8.0.0") or {}
+    assert deployment["metadata"]["generation"] == 1, "Kueue refuses it another queue's name while it serves"
+
+
+def _applied(cluster: ControlPlane, *manifests: dict[str, Any]) -> bool:
+    with suppress(ApiError):
+        cluster.apply_all(*manifests)
+        return True
+    return False

@@ -23,6 +23,7 @@ from infra.single_node.machine.marks import NODE_VARIABLE
 from infra.single_node.machine.node import Node
 from infra.single_node.machine.supervisor import Supervisor
 from model_packaging.build import build_artifact
+from model_packaging.stores import Store
 from model_packaging.stores.layout import Layout
 from tests.plugins import oip_server
 
@@ -31,14 +32,19 @@ TEAM = "diagnostics"
 
 
 class Sandbox:
+    team = TEAM
+    name = "dev"
+    """Of the environment."""
+
     def __init__(self) -> None:
         # Short, as the node's sockets are below it.
         self.root = Path(tempfile.mkdtemp(prefix="lepton-"))
         shutil.copy(REPOSITORY / "Pulumi.yaml", self.root)
-        for folder, files in (("platform", ["__main__.py"]), (TEAM, ["__main__.py", "Pulumi.yaml"])):
+        for source, folder in (("platform", "platform"), (TEAM, self.team)):
             (self.root / "stacks" / folder).mkdir(parents=True)
-            for file in files:
-                shutil.copy(REPOSITORY / "stacks" / folder / file, self.root / "stacks" / folder)
+            shutil.copy(REPOSITORY / "stacks" / source / "__main__.py", self.root / "stacks" / folder)
+        project = yaml.safe_load((REPOSITORY / "stacks" / TEAM / "Pulumi.yaml").read_text())
+        (self.root / "stacks" / self.team / "Pulumi.yaml").write_text(yaml.safe_dump(project | {"name": self.team}))
         self.store = Layout(self.root / ".state" / "store")
         self.node = Node(self.root / ".state" / "nodes" / "dev")
         self.port, self.metrics_port, first = free_ports(3)
@@ -60,19 +66,21 @@ class Sandbox:
     def write_node(self, **node: Any) -> None:
         self.write_platform(**(self._node_settings | node))
 
-    def write_version(self, model: str, version: str, *arguments: str, package: bool = True, **settings: Any) -> str:
+    def write_version(
+        self, model: str, version: str, *arguments: str, package: bool = True, team: str | None = None, **settings: Any
+    ) -> str:
         """A version served by the stand-in server with these extra arguments; returns its address."""
         if package:
             self.package(model, version)
-        command = [str(oip_server.build()), "--host", "{host}", "--http-port", "{http_port}"]
+        command = [self.stand_in_server, "--host", "{host}", "--http-port", "{http_port}"]
         command += ["--model", "{model}", "--version", "{version}", *arguments]
-        document = {"environment": "dev", "model": model, "version": version, "server": {"command": command}} | settings
-        return self._write(TEAM, f"dev.{model}-{version}", "version", document)
+        document = {"environment": self.name, "model": model, "version": version, "server": {"command": command}}
+        return self._write(team or self.team, f"{self.name}.{model}-{version}", "version", document | settings)
 
     def write_endpoint(self, model: str, weights: dict[str, int], /, **settings: Any) -> str:
         variants = [{"version": version, "weight": weight} for version, weight in weights.items()]
-        document = {"environment": "dev", "model": model, "variants": variants} | settings
-        return self._write(TEAM, f"dev.{model}", "endpoint", document)
+        document = {"environment": self.name, "model": model, "variants": variants} | settings
+        return self._write(self.team, f"{self.name}.{model}", "endpoint", document)
 
     def package(self, model: str, version: str) -> str:
         folder = self.root / "models" / model / version
@@ -88,10 +96,20 @@ class Sandbox:
                 }
             )
         )
-        return build_artifact(folder, model, version, self.store).digest
+        return build_artifact(folder, model, version, self.artifact_store).digest
 
-    def config(self, stack: str, team: str = TEAM) -> Path:
-        return self.root / "stacks" / team / f"Pulumi.{stack}.yaml"
+    @property
+    def artifact_store(self) -> Store:
+        """Where the environment's versions come from."""
+        return self.store
+
+    @property
+    def stand_in_server(self) -> str:
+        """The stand-in server's path, where versions run."""
+        return str(oip_server.build())
+
+    def config(self, stack: str, team: str | None = None) -> Path:
+        return self.root / "stacks" / (team or self.team) / f"Pulumi.{stack}.yaml"
 
     def _write(self, team: str, stack: str, kind: str, document: dict[str, Any]) -> str:
         file = self.config(stack, team)
@@ -108,7 +126,8 @@ class Sandbox:
             name: value for name, value in os.environ.items() if not name.startswith(("PULUMI_", "LEPTON_", "PYTHON"))
         }
         path = [str(Path(sys.prefix) / "bin"), str(REPOSITORY / ".tools" / "bin"), mine["PATH"]]
-        return mine | {"PATH": os.pathsep.join(path)}
+        # As `lepton` does for a single node: it would be tried in every command, for packages that nobody uses.
+        return mine | {"PATH": os.pathsep.join(path), "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true"}
 
     def start(
         self,
@@ -144,14 +163,15 @@ class Sandbox:
         assert outcome.status == 0, outcome
         return outcome
 
-    def pulumi(self, *arguments: str, team: str = TEAM) -> Outcome:
+    def pulumi(self, *arguments: str, team: str | None = None) -> Outcome:
         """Raw `pulumi` in a team's folder, with just the environment that `lepton env` prints."""
         return self.finish(self.start_pulumi(*arguments, team=team))
 
-    def start_pulumi(self, *arguments: str, team: str = TEAM) -> subprocess.Popen[str]:
+    def start_pulumi(self, *arguments: str, team: str | None = None) -> subprocess.Popen[str]:
         script = f'{self.must("env").out}\nexec pulumi "$@"'
         command = ("bash", "-c", script, "pulumi", *arguments, "--non-interactive")
-        return self.start(*command, folder=self.root if team == PLATFORM_PROJECT else self.root / "stacks" / team)
+        is_platform = team == PLATFORM_PROJECT
+        return self.start(*command, folder=self.root if is_platform else self.root / "stacks" / (team or self.team))
 
     def observed(self, endpoint: str) -> dict[str, int]:
         return self.must("traffic", "show", endpoint, "--json").json["observed_weights"]

@@ -224,6 +224,38 @@ def test_a_version_is_to_have_the_replicas_that_it_had(packaged: Bench) -> None:
     assert (found.document["replicas"], found.replicas, found.more) == (3, 3, 2)
 
 
+SCALING = {"min": 2, "max": 8, "target": 0.5}
+
+
+@pytest.mark.parametrize(("replicas", "first"), [(1, 2), (5, 5), (50, 8)])
+def test_a_version_that_scales_comes_back_with_what_a_deploy_begins_with(
+    packaged: Bench, replicas: int, first: int
+) -> None:
+    then = version(replicas=replicas, autoscaling=SCALING)
+    packaged.deployed(update(START, then), update(LATER, packaged.declare(replicas=0, autoscaling=SCALING)))
+    found = packaged.standing()
+    assert found.missing == "it was scaled down to 0 replicas"
+    assert (found.document["replicas"], found.replicas) == (replicas, first)
+
+
+@pytest.mark.parametrize(("ready", "missing"), [(1, "1 of its 2 replicas ready"), (2, ""), (7, "")])
+def test_a_version_that_scales_is_not_short_where_its_autoscaler_has_what_it_needs(
+    packaged: Bench, ready: int, missing: str
+) -> None:
+    packaged.deployed(update(START, packaged.declare(autoscaling=SCALING)), ready=ready)
+    found = packaged.standing()
+    assert (found.missing, found.replicas) == (missing, max(ready, 2))
+
+
+def test_what_a_driver_needs_of_a_version_that_scales_is_judged_by_what_is_ready(packaged: Bench) -> None:
+    packaged.deployed(update(START, packaged.declare(autoscaling=SCALING)), ready=6)
+    assert packaged.standing(replicas=6, at=None).missing == ""
+    found = packaged.standing(replicas=7, at=None)
+    assert (found.missing, found.document["replicas"], found.more) == ("6 of its 7 replicas ready", 7, 1)
+    # More there never are.
+    assert packaged.standing(replicas=9, at=None).replicas == 8
+
+
 def test_without_a_moment_it_is_the_config_file_that_counts(packaged: Bench) -> None:
     declared = packaged.declare(replicas=0, warm_up=3)
     packaged.deployed(update(START, version(replicas=3)), update(LATER, declared))

@@ -71,6 +71,9 @@ class ObserverStandIn:
     def room(self) -> Room:
         raise NotImplementedError
 
+    def confirm(self) -> None:
+        raise NotImplementedError
+
     def inventory(self) -> list[NodeInventory]:
         raise NotImplementedError
 

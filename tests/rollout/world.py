@@ -291,6 +291,9 @@ class _Stacks:
     def ready(self, team: str, model: str, versions: list[str]) -> dict[str, int]:
         return {version: self._world.replicas.get(version, 0) if self._world.ready else 0 for version in versions}
 
+    def split(self, team: str, model: str, requests: int) -> None:
+        """`traffic` is the world's own word."""
+
     def apply(
         self,
         endpoint: StackConfig,

@@ -22,26 +22,37 @@ NAMESPACES = {
     V2: version_namespace("prod", "diagnostics", "tumour", LONG),
 }
 PODS = {V1: "10.0.0.1", V2: "10.0.0.2"}
+ELSEWHERE = version_namespace("dev", "diagnostics", "tumour", "1.0.0")
+"""The first version, in another environment of the same cluster."""
 TRAEFIK, ISTIO, ENVOY = "traefik", "istio", "envoy-gateway"
+
+
+def annotations_of(version: str, environment: str, namespace: str) -> str:
+    """As kube-state-metrics shows those of a version's Service."""
+    labels = ",".join(f"annotation_lepton_{label}" for label in version.split(","))
+    labels = f'annotation_lepton_environment="{environment}",{labels}'
+    return f'kube_service_annotations{{namespace="{namespace}",service="server",{labels}}}'
 
 
 def state_metrics() -> dict[str, str]:
     """What kube-state-metrics shows of the two versions, and of a Service that is none."""
     series = {'kube_service_annotations{namespace="default",service="kubernetes",uid="0"}': "1x200"}
     for number, (version, namespace) in enumerate(NAMESPACES.items()):
-        annotations = version.replace("team=", "annotation_lepton_team=").replace("model=", "annotation_lepton_model=")
-        annotations = annotations.replace("version=", "annotation_lepton_version=")
         pod = f'namespace="{namespace}",pod="server-{number}",uid="{number}"'
         series |= {
-            f'kube_service_annotations{{namespace="{namespace}",service="server",{annotations}}}': "1x200",
+            annotations_of(version, "prod", namespace): "1x200",
             f'kube_pod_info{{{pod},pod_ip="{PODS[version]}",node="node-a",host_network="false"}}': "1x200",
             f"kube_pod_created{{{pod}}}": f"{100 + number}x200",
         }
     return series
 
 
+def replicas(namespace: str) -> str:
+    return f'kube_deployment_spec_replicas{{namespace="{namespace}",deployment="server"}}'
+
+
 def promtool(folder: Path, gateway: str) -> Promtool:
-    return Promtool(folder, {"rules.yml": rules_text(GATEWAYS[gateway])})
+    return Promtool(folder, {"rules.yml": rules_text(GATEWAYS[gateway]("prod"))})
 
 
 def traefik(
@@ -60,9 +71,10 @@ def test_promtool_accepts_the_rule_file(gateway: str, tmp_path: Path):
 
 @pytest.mark.parametrize("gateway", GATEWAYS)
 def test_the_rules_record_what_the_catalogue_lists_and_nothing_else(gateway: str):
-    rules = recording_rules(GATEWAYS[gateway])
+    plane = GATEWAYS[gateway]("prod")
+    rules = recording_rules(plane)
     assert {rule["record"] for group in rules["groups"] for rule in group["rules"]} == {one.name for one in METRICS}
-    assert yaml.safe_load(rules_text(GATEWAYS[gateway])) == rules
+    assert yaml.safe_load(rules_text(plane)) == rules
 
 
 @pytest.mark.parametrize("gateway", GATEWAYS)
@@ -92,6 +104,33 @@ def test_traefiks_requests_are_counted_for_the_version_that_the_services_annotat
     )
 
 
+@pytest.mark.parametrize("gateway", GATEWAYS)
+def test_of_two_environments_in_one_cluster_each_prometheus_counts_its_own_versions(gateway: str, tmp_path: Path):
+    """They may share a gateway, and kube-state-metrics shows Services of the whole cluster to both."""
+    pod = f'namespace="{ELSEWHERE}",pod="server-5",uid="5"'
+    counted = {
+        "traefik": traefik("requests_total", V1),
+        "istio": istio("requests_total", V1),
+        "envoy-gateway": envoy("endpoint_rq_success", SHARED, V1),
+    }[gateway]
+    series = state_metrics() | {
+        annotations_of(V1, "dev", ELSEWHERE): "1x200",
+        f'kube_pod_info{{{pod},pod_ip="10.0.0.5"}}': "1x200",
+        f"kube_pod_created{{{pod}}}": "105x200",
+        counted: "0+20x100",
+        counted.replace(NAMESPACES[V1], ELSEWHERE).replace(PODS[V1], "10.0.0.5"): "0+4x100",
+        replicas(NAMESPACES[V1]): "3x100",
+        replicas(ELSEWHERE): "1x100",
+    }
+    if gateway == "envoy-gateway":
+        none = envoy("endpoint_rq_error", SHARED, V1)
+        series |= {none: "0x100", none.replace(PODS[V1], "10.0.0.5"): "0x100"}
+    for environment, rate, count in (("prod", 10, 3), ("dev", 2, 1)):
+        Promtool(tmp_path, {"rules.yml": rules_text(GATEWAYS[gateway](environment))}).check(
+            series, {"version:requests:rate1m": {V1: rate}, "version:replicas:desired": {V1: count}}
+        )
+
+
 def test_traefiks_counters_of_several_instances_stay_apart_and_are_summed_as_rates(tmp_path: Path):
     one = traefik("requests_total", V1)
     promtool(tmp_path, TRAEFIK).check(
@@ -108,7 +147,7 @@ def test_probes_by_head_are_no_clients_requests(tmp_path: Path):
         state_metrics()
         | {
             traefik("requests_total", V1): "0+20x100",
-            traefik("requests_total", V1, "503", rest=',method="HEAD"'): "0+20x100",
+            traefik("requests_total", V1, "503", rest=',method="GET"'): "0+20x100",
         },
         {"version:requests:rate1m": {V1: 10}, "version:errors:ratio1m": {V1: 0}},
     )
@@ -176,7 +215,7 @@ def test_the_mean_of_traefiks_requests_in_flight_is_the_time_that_they_took(tmp_
 
 
 def test_services_of_others_are_not_counted(tmp_path: Path):
-    labels = 'code="200",method="GET",protocol="http",instance="t"'
+    labels = 'code="200",method="POST",protocol="http",instance="t"'
     promtool(tmp_path, TRAEFIK).check(
         {
             **state_metrics(),

@@ -104,11 +104,21 @@ def speaks_grpc(team: str, gateway: GatewayFacts, backends: Mapping[str, Backend
     A share of the requests must not meet a version that can't answer; and on a listener that is for one host name,
     that name's requests are the HTTPRoutes' already, and no listener takes both kinds for one name.
     """
-    return (
-        abilities(gateway).grpc
-        and team not in gateway["hostnames"]
-        and all(backend["grpc"] for backend in backends.values())
-    )
+    return _all_speak_grpc(backends) and why_no_grpc(team, gateway, backends) is None
+
+
+def why_no_grpc(team: str, gateway: GatewayFacts, backends: Mapping[str, Backend]) -> str | None:
+    """What keeps an endpoint from gRPC whose versions all speak it: a phrase; None where nothing does."""
+    if not _all_speak_grpc(backends):
+        return None
+    if team in gateway["hostnames"]:
+        return (
+            f"its Gateway's listener is for the host name {gateway['hostnames'][team]} (the platform's `domain`), "
+            "which HTTP has, and a GRPCRoute may not share; leave `domain` out, or `grpc` of the versions"
+        )
+    if not abilities(gateway).grpc:
+        return f"GatewayClass {gateway['class_name']} doesn't say that it can do it ({GRPC_ROUTE})"
+    return None
 
 
 def is_split(rule: Mapping[str, Any]) -> bool:
@@ -249,6 +259,10 @@ def _rewrite() -> Json:
 
 
 # -- gRPC
+
+
+def _all_speak_grpc(backends: Mapping[str, Backend]) -> bool:
+    return all(backend["grpc"] for backend in backends.values())
 
 
 def _grpc_routes(endpoint: _Endpoint) -> Iterable[Manifest]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -23,6 +24,7 @@ PROMISED_ANNOTATION = "lepton/promised"
 """On a version's ResourceQuota: JSON, what its replicas ask for when there are most of them."""
 
 CLAIM = "gpus"
+_HASH_CHARACTERS = 10
 
 _HOSTNAME = "kubernetes.io/hostname"
 _ZONE = "topology.kubernetes.io/zone"
@@ -72,7 +74,10 @@ def scheduling(version: Version) -> dict[str, Any]:
         "tolerations": tolerations,
         "topologySpreadConstraints": [] if version.spans_nodes else [_spread(_HOSTNAME), _spread(_ZONE)],
         "resourceClaims": (
-            [{"name": CLAIM, "resourceClaimTemplateName": CLAIM}] if settings.resources.device_class else []
+            [
+                {"name": CLAIM, "resourceClaimTemplateName": template["metadata"]["name"]}
+                for template in resource_claims(version)
+            ]
         ),
     }
     return {key: value for key, value in spec.items() if value}
@@ -104,25 +109,29 @@ def resource_claims(version: Version) -> list[Manifest]:
         "allocationMode": "ExactCount",
         "count": resources.gpu,
     }
-    claim = {"devices": {"requests": [{"name": "gpu", "exactly": exactly}]}}
-    return [version.object("resource.k8s.io/v1", "ResourceClaimTemplate", CLAIM, spec={"spec": claim})]
+    spec = {"spec": {"devices": {"requests": [{"name": "gpu", "exactly": exactly}]}}}
+    # A template never changes, so another one has another name.
+    name = f"{CLAIM}-{hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:_HASH_CHARACTERS]}"
+    return [version.object("resource.k8s.io/v1", "ResourceClaimTemplate", name, spec=spec)]
 
 
 def promised(version: Version) -> dict[str, str]:
     """What its replicas ask for when there are most of them, as quotas name it."""
-    asked = {f"requests.{name}": amount for name, amount in _requests(version).items()}
-    return times(asked, version.most * version.settings.nodes_per_replica)
+    return times(_asked(version), version.most * version.settings.nodes_per_replica)
 
 
 def resource_quota(version: Version) -> Manifest:
-    """What the namespace may have: twice what is promised, as a replica drains while its successor serves already.
+    """What the namespace may have: its replicas and an update's surge, and as many replicas that drain yet.
+
+    So a second update while the first one's replicas drain is not held up.
 
     https://kubernetes.io/docs/concepts/policy/resource-quotas/
     """
-    resources, most = version.settings.resources, 2 * version.most * version.settings.nodes_per_replica
-    hard = {"pods": str(most)} | times(promised(version), 2)
+    resources = version.settings.resources
+    pods = (2 * version.most + version.surge) * version.settings.nodes_per_replica
+    hard = {"pods": number(pods)} | times(_asked(version), pods)
     if resources.device_class:
-        hard[f"{resources.device_class}.deviceclass.resource.k8s.io/devices"] = str(most * resources.gpu)
+        hard[f"{resources.device_class}.deviceclass.resource.k8s.io/devices"] = number(pods * resources.gpu)
     quota = version.object("v1", "ResourceQuota", spec={"hard": hard})
     quota["metadata"]["annotations"][PROMISED_ANNOTATION] = json.dumps(promised(version), sort_keys=True)
     return quota
@@ -132,6 +141,11 @@ def defaults(version: Version) -> list[Manifest]:
     """What containers get that say none, where the team's share has such."""
     limits = version.facts["limits"]
     return [limit_range(version.namespace, limits, version.labels)] if limits else []
+
+
+def _asked(version: Version) -> dict[str, str]:
+    """By one Pod, as quotas name it."""
+    return {f"requests.{name}": amount for name, amount in _requests(version).items()}
 
 
 def _requests(version: Version) -> dict[str, str]:

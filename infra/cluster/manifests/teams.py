@@ -77,4 +77,4 @@ def _amounts(limits: ResourceLimits | None) -> dict[str, str]:
         amounts["cpu"] = number(limits.cpu)
     if limits.memory is not None:
         amounts["memory"] = size(limits.memory)
-    return amounts | {resource: str(count) for resource, count in limits.gpus.items()}
+    return amounts | {resource: number(count) for resource, count in limits.gpus.items()}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
 from urllib.parse import urlsplit
 
@@ -20,6 +22,7 @@ from infra.cluster.names import (
 )
 from infra.settings import VersionSettings
 from infra.settings.version import ServerSettings
+from model_packaging.lifecycle import Stage
 
 DIGEST_ANNOTATION = "lepton/artifact-digest"
 
@@ -27,6 +30,12 @@ SELECTOR = {"app.kubernetes.io/name": SERVER}
 """Labels of the Pods that serve. What selects them can't be changed later, so it is as little as can be."""
 
 WORKER_INDEX_LABEL = "leaderworkerset.sigs.k8s.io/worker-index"
+
+SURGE = Fraction(1, 4)
+"""Share of a version's replicas that an update replaces at a time, rounded up as Kubernetes does."""
+
+_LONGEST_REQUEST_SECONDS = 60.0
+"""An endpoint's `timeouts.total`, unless it says another."""
 
 
 _ECR = re.compile(r"\d{12}\.dkr[.-]ecr(-fips)?\.[a-z0-9-]+\.(amazonaws\.com(\.cn)?|on\.aws)")
@@ -62,6 +71,7 @@ class Version:
     """URL of the environment's Prometheus for who is inside the cluster."""
     git_commit: str | None = None
     stage: str | None = None
+    """In its life cycle; None where nobody here knows."""
     trusted_keys: tuple[str, ...] = ()
     """PEM of the public keys one of which must have signed the artifact; none where signatures don't matter."""
     provenance: dict[str, str] = field(default_factory=dict[str, str])
@@ -80,16 +90,18 @@ class Version:
 
     @cached_property
     def own_labels(self) -> dict[str, str]:
-        """Of the namespace, beyond that: a stage changes, and Pods would be replaced for it."""
-        commit, stage = self.git_commit, self.stage
+        """Of the namespace, beyond that: a stage changes, and Pods would be replaced for it.
+
+        A version that nobody here knows the stage of is new, as far as one can tell (see `infra.cluster.version`).
+        """
+        commit, stage = self.git_commit, self.stage or Stage.DEVELOPMENT
         return self.labels | {
             name: value[:LONGEST_NAME] for name, value in ((COMMIT_LABEL, commit), (STAGE_LABEL, stage)) if value
         }
 
     @cached_property
     def annotations(self) -> dict[str, str]:
-        settings = self.settings
-        return {**version_annotations(self.team, settings.model, settings.version), DIGEST_ANNOTATION: self.digest}
+        return {**version_annotations(*self._identity), DIGEST_ANNOTATION: self.digest}
 
     @property
     def facts(self) -> TeamFacts:
@@ -126,16 +138,21 @@ class Version:
         return self.settings.autoscaling is not None and self.settings.replicas > 0
 
     @property
-    def least(self) -> int:
-        """Replicas that there always are."""
-        scaling = self.settings.autoscaling
-        return scaling.min if scaling and self.scales else self.settings.replicas
-
-    @property
     def most(self) -> int:
         """Replicas that there ever are, but for an update."""
         scaling = self.settings.autoscaling
         return scaling.max if scaling and self.scales else self.settings.replicas
+
+    @property
+    def surge(self) -> int:
+        """Replicas that an update may have beyond `most`, as `SURGE` of them."""
+        return math.ceil(self.most * SURGE)
+
+    @property
+    def drain_seconds(self) -> float:
+        """How long a replica that is taken away may take to finish what it has."""
+        settings = self.settings
+        return settings.drain_timeout if "drain_timeout" in settings.model_fields_set else _LONGEST_REQUEST_SECONDS
 
     @property
     def spans_nodes(self) -> bool:

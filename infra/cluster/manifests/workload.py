@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from infra.cluster.manifests import Manifest
 from infra.cluster.manifests.identity import ENVIRONMENT, fingerprint
 from infra.cluster.manifests.model_volume import MODEL_FOLDER, REGISTRIES, model_mount, model_volumes, puller
 from infra.cluster.manifests.scheduling import container_resources, queue_labels, scheduling
-from infra.cluster.manifests.version import SELECTOR, Version
+from infra.cluster.manifests.version import SELECTOR, SURGE, Version
 from infra.cluster.names import GRPC_PORT, HTTP_PORT, METRICS_PORT, SERVER
 
 DEPLOYMENT = ("apps/v1", "Deployment")
@@ -18,6 +19,7 @@ LEADER_WORKER_SET = ("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet")
 WITHDRAWAL_SECONDS = 5
 """How long a replica that is taken away serves on: so long its endpoint may still be known to a Gateway."""
 
+_ROLLING: Mapping[str, Any] = {"maxSurge": f"{float(SURGE):.0%}", "maxUnavailable": 0}
 _USER = 65532
 """Nobody's, and of no rights: as distroless images have it."""
 _TMP_SIZE = "10Gi"
@@ -50,10 +52,15 @@ def server_command(version: Version) -> tuple[list[str], dict[str, str]]:
 def workload(version: Version) -> Manifest:
     """A Deployment, or a LeaderWorkerSet where a replica spans several nodes.
 
-    An update first makes a replica and then takes one away, with GPUs too: where there is no room for one more, it
-    fails in bounded time, and what serves goes on serving.
+    An update first makes a quarter of the replicas anew and then takes as many away, with GPUs too: where there is no
+    room for one more, it fails in bounded time, and what serves goes on serving.
     """
     return _leader_worker_set(version) if version.spans_nodes else _deployment(version)
+
+
+def going_seconds(version: Version) -> int:
+    """How long a replica may be there yet once it is to go."""
+    return WITHDRAWAL_SECONDS + math.ceil(version.drain_seconds)
 
 
 def service(version: Version) -> Manifest:
@@ -75,7 +82,7 @@ def _deployment(version: Version) -> Manifest:
     spec: dict[str, Any] = {
         **_replicas(version),
         "selector": {"matchLabels": dict(SELECTOR)},
-        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": dict(_ROLLING)},
         "revisionHistoryLimit": _REVISIONS,
         "progressDeadlineSeconds": math.ceil(version.settings.ready_timeout),
         "template": _template(version, serves=True),
@@ -95,11 +102,10 @@ def _leader_worker_set(version: Version) -> Manifest:
         "leaderTemplate": _template(version, serves=True),
         "workerTemplate": _template(version, serves=False),
     }
-    rolling = {"maxSurge": 1, "maxUnavailable": 0}
     spec: dict[str, Any] = {
         **_replicas(version),
         "startupPolicy": "LeaderCreated",
-        "rolloutStrategy": {"type": "RollingUpdate", "rollingUpdateConfiguration": rolling},
+        "rolloutStrategy": {"type": "RollingUpdate", "rollingUpdateConfiguration": dict(_ROLLING)},
         "leaderWorkerTemplate": template,
     }
     manifest = _owned(version, version.object(*LEADER_WORKER_SET, spec=spec))
@@ -154,7 +160,7 @@ def _template(version: Version, *, serves: bool) -> dict[str, Any]:
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "terminationGracePeriodSeconds": WITHDRAWAL_SECONDS + math.ceil(settings.drain_timeout),
+        "terminationGracePeriodSeconds": going_seconds(version),
         **scheduling(version),
         "containers": [container],
         "volumes": volumes,

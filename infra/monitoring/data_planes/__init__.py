@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from infra.monitoring.data_plane import DataPlane
-from infra.monitoring.data_planes.envoy_gateway import ENVOY_GATEWAY
-from infra.monitoring.data_planes.istio import ISTIO
-from infra.monitoring.data_planes.traefik import TRAEFIK
+from collections.abc import Callable
 
-GATEWAYS: dict[str, DataPlane] = {"traefik": TRAEFIK, "envoy-gateway": ENVOY_GATEWAY, "istio": ISTIO}
-"""By what a platform's config calls them (`gateway.metrics`)."""
+from infra.monitoring.data_plane import DataPlane
+from infra.monitoring.data_planes.envoy_gateway import envoy_gateway
+from infra.monitoring.data_planes.istio import istio
+from infra.monitoring.data_planes.traefik import traefik
+
+GATEWAYS: dict[str, Callable[[str], DataPlane]] = {"traefik": traefik, "envoy-gateway": envoy_gateway, "istio": istio}
+"""What each counts of the versions of an environment, by what a platform's config calls it (`gateway.metrics`)."""

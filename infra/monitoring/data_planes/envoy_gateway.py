@@ -16,7 +16,7 @@ https://www.envoyproxy.io/docs/envoy/latest/configuration/upstream/cluster_manag
 from __future__ import annotations
 
 from infra.monitoring.data_plane import Copies, DataPlane
-from infra.monitoring.data_planes.kubernetes import RESOURCES, of_endpoints, of_versions
+from infra.monitoring.data_planes.kubernetes import of_endpoints, of_versions, resources
 
 _ENDPOINT = "envoy_cluster_endpoint"
 _CLIENTS = 'envoy_cluster_name=~"(?:http|grpc)route/.+/rule/[0-9]+(?:/backend/[0-9]+)?"'
@@ -36,33 +36,39 @@ def _located(vector: str) -> str:
     return f"({addressed}) * on (pod_ip) group_left (namespace) {_PODS}"
 
 
-def _counted(metric: str, clusters: str) -> str:
+def _counted(environment: str, metric: str, clusters: str) -> str:
     # By endpoint and cluster, as both come and go.
     located = _located(f"{_ENDPOINT}_{metric}{{{clusters}}}")
-    return of_versions(located, "instance", "envoy_cluster_name", "envoy_endpoint_address")
+    return of_versions(environment, located, "instance", "envoy_cluster_name", "envoy_endpoint_address")
 
 
-def _requests(clusters: str) -> str:
+def _requests(environment: str, clusters: str) -> str:
     # `rq_total` leaves out those that no connection was had for.
-    return f"{_counted('rq_success', clusters)} + {_counted('rq_error', clusters)}"
+    return f"{_counted(environment, 'rq_success', clusters)} + {_counted(environment, 'rq_error', clusters)}"
 
 
-def _timed(clusters: str) -> str:
+def _timed(environment: str, clusters: str) -> str:
     located = _located(f"{_ENDPOINT}_healthy{{{clusters}}}")
     whose = f"group by (instance, envoy_cluster_name, namespace) ({located})"
     alone = f"count by (instance, envoy_cluster_name) ({whose}) == 1"
     owned = f"({whose} and on (instance, envoy_cluster_name) ({alone}))"
     buckets = f"{_BUCKETS}{{{clusters}}} * on (instance, envoy_cluster_name) group_left (namespace) {owned}"
-    return of_versions(buckets, "instance", "envoy_cluster_name", "le")
+    return of_versions(environment, buckets, "instance", "envoy_cluster_name", "le")
 
 
-ENVOY_GATEWAY = DataPlane(
-    requests=_requests(_CLIENTS),
-    errors=_counted("rq_error", _CLIENTS),
-    endpoint_errors=of_endpoints(_counted("rq_error", _CLIENTS)),
-    buckets=_timed(_CLIENTS),
-    in_flight=_counted("rq_active", _CLIENTS),
-    copies=Copies(requests=_requests(_COPIES), errors=_counted("rq_error", _COPIES), buckets=_timed(_COPIES)),
-    resources=RESOURCES,
-)
-"""With `spec.telemetry.metrics.enablePerEndpointStats: true` in its EnvoyProxy."""
+def envoy_gateway(environment: str) -> DataPlane:
+    """With `spec.telemetry.metrics.enablePerEndpointStats: true` in its EnvoyProxy."""
+    errors = _counted(environment, "rq_error", _CLIENTS)
+    return DataPlane(
+        requests=_requests(environment, _CLIENTS),
+        errors=errors,
+        endpoint_errors=of_endpoints(errors),
+        buckets=_timed(environment, _CLIENTS),
+        in_flight=_counted(environment, "rq_active", _CLIENTS),
+        copies=Copies(
+            requests=_requests(environment, _COPIES),
+            errors=_counted(environment, "rq_error", _COPIES),
+            buckets=_timed(environment, _COPIES),
+        ),
+        resources=resources(environment),
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from infra.cluster.names import SERVER
 from infra.monitoring.data_plane import DataPlane
-from infra.monitoring.data_planes.kubernetes import GRPC_ERRORS, RESOURCES, of_endpoints, of_versions
+from infra.monitoring.data_planes.kubernetes import GRPC_ERRORS, of_endpoints, of_versions, resources
 from infra.monitoring.promql import fresh_rate
 
 # Where versions are in the mesh too, their own proxies count the same requests as `destination`; and what one version
@@ -24,19 +24,20 @@ _FAILED = (
 )
 
 
-def _counted(vector: str, *labels: str) -> str:
-    return of_versions(f'label_replace({vector}, "namespace", "$1", "destination_service_namespace", "(.+)")', *labels)
+def istio(environment: str) -> DataPlane:
+    """Scraped at the gateway's own Pods."""
 
+    def counted(vector: str, *labels: str) -> str:
+        named = f'label_replace({vector}, "namespace", "$1", "destination_service_namespace", "(.+)")'
+        return of_versions(environment, named, *labels)
 
-_ERRORS = _counted(_FAILED, "instance")
-
-ISTIO = DataPlane(
-    requests=_counted(f"istio_requests_total{{{_FROM_GATEWAY}}}", "instance"),
-    errors=_ERRORS,
-    endpoint_errors=of_endpoints(_ERRORS),
-    buckets=_counted(f"{_DURATION}_bucket{{{_FROM_GATEWAY}}}", "instance", "le"),
-    # Little's law: seconds spent in a second.
-    in_flight=_counted(fresh_rate(f"{_DURATION}_sum{{{_FROM_GATEWAY}}}", "1m") + " / 1000"),
-    resources=RESOURCES,
-)
-"""Scraped at the gateway's own Pods."""
+    errors = counted(_FAILED, "instance")
+    return DataPlane(
+        requests=counted(f"istio_requests_total{{{_FROM_GATEWAY}}}", "instance"),
+        errors=errors,
+        endpoint_errors=of_endpoints(errors),
+        buckets=counted(f"{_DURATION}_bucket{{{_FROM_GATEWAY}}}", "instance", "le"),
+        # Little's law: seconds spent in a second.
+        in_flight=counted(fresh_rate(f"{_DURATION}_sum{{{_FROM_GATEWAY}}}", "1m") + " / 1000"),
+        resources=resources(environment),
+    )

@@ -20,7 +20,9 @@ def with_plugin(environment: Mapping[str, str]) -> dict[str, str]:
     path = environment.get("PATH", "")
     if has_real(environment):
         return dict(environment)
-    return {**environment, "PATH": os.pathsep.join([*filter(None, [path]), str(_FOLDER)])}
+    # Pulumi would try to fetch a plugin for each of its packages that is installed, in every command.
+    quick = {"PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true"}
+    return {**environment, **quick, "PATH": os.pathsep.join([*filter(None, [path]), str(_FOLDER)])}
 
 
 def has_real(environment: Mapping[str, str]) -> bool:

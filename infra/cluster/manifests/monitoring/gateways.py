@@ -23,9 +23,8 @@ class GatewayKind:
     port: int
     path: str
 
-    @property
-    def data_plane(self) -> DataPlane:
-        return GATEWAYS[self.name]
+    def data_plane(self, environment: str) -> DataPlane:
+        return GATEWAYS[self.name](environment)
 
 
 KINDS = (

@@ -49,7 +49,7 @@ def operator_objects(settings: ClusterSettings, environment: str, gateway: Gatew
             port="metrics",
             relabelings=[metrics_path_relabeling(), *version_relabelings()],
         ),
-        own.rule("lepton-recording", recording_rules(gateway.data_plane)),
+        own.rule("lepton-recording", recording_rules(gateway.data_plane(environment))),
         own.rule("lepton-alerts", alert_rules()),
         dashboard_config_map(settings, environment),
     ]

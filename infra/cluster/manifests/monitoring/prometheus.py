@@ -42,7 +42,9 @@ def prometheus(settings: ClusterSettings, environment: str, gateway: GatewayKind
     config = part.config_map(
         {"prometheus.yml": yaml.safe_dump(prometheus_config(settings, environment, gateway), sort_keys=False)}, CONFIG
     )
-    rules = part.config_map({"rules.yml": rules_text(gateway.data_plane), "alerts.yml": alerts_text()}, RULES)
+    rules = part.config_map(
+        {"rules.yml": rules_text(gateway.data_plane(environment)), "alerts.yml": alerts_text()}, RULES
+    )
     pod = PodSpec(
         image=image(settings, "prometheus"),
         args=[

@@ -80,7 +80,10 @@ class Part:
         return self._awaited(self.object("apps/v1", "Deployment", spec=spec), pod)
 
     def stateful_set(self, pod: PodSpec, storage: str, storage_class: str | None) -> Manifest:
-        """With one volume a replica, `data`, which outlives the StatefulSet unless this is deleted."""
+        """With one volume a replica, `data`, which outlives the StatefulSet, and goes with the namespace.
+
+        Another size or class is another StatefulSet of the same name, which takes over the claim as it is.
+        """
         claim: dict[str, Any] = {
             "accessModes": ["ReadWriteOnce"],
             "resources": {"requests": {"storage": storage}},
@@ -93,7 +96,7 @@ class Part:
             "podManagementPolicy": "Parallel",
             "revisionHistoryLimit": 3,
             "selector": {"matchLabels": self.selector},
-            "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete", "whenScaled": "Retain"},
+            "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Retain", "whenScaled": "Retain"},
             "template": self._template(pod),
             "volumeClaimTemplates": [{"metadata": {"name": "data", "labels": self.labels}, "spec": claim}],
         }
@@ -159,14 +162,14 @@ class Part:
                 "fsGroupChangePolicy": "OnRootMismatch",
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
-            "containers": [container],
+            "containers": [_without_empty_lists(container)],
             "volumes": list(pod.volumes),
         }
         if self.pull_secrets:
             spec["imagePullSecrets"] = [{"name": secret} for secret in self.pull_secrets]
         # A config is read when a program starts, so another config is another Pod.
         annotations = {_CHECKSUM: _checksum(pod.config)}
-        return {"metadata": {"labels": self.labels, "annotations": annotations}, "spec": spec}
+        return {"metadata": {"labels": self.labels, "annotations": annotations}, "spec": _without_empty_lists(spec)}
 
 
 @dataclass(frozen=True)
@@ -197,6 +200,11 @@ def mount(name: str, path: str, *, read_only: bool = False) -> dict[str, Any]:
 
 def _probe(path: str) -> dict[str, Any]:
     return {"httpGet": {"path": path, "port": "http"}, "timeoutSeconds": 3}
+
+
+def _without_empty_lists(fields: dict[str, Any]) -> dict[str, Any]:
+    """As the API server keeps them: what is given and not kept would differ for ever."""
+    return {key: value for key, value in fields.items() if value != []}
 
 
 def _checksum(config: Sequence[Manifest]) -> str:
