@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 
 from benchmarks.processes import BenchmarkError, MissingToolError
-from infra.cluster.api import Api
+from infra.cluster.live.api import Api
 from infra.cluster.names import HTTP_PORT
 from tests.cluster.control_plane import COMMANDS, ControlPlane
 from tests.cluster.daemon import missing

@@ -5,18 +5,17 @@ A stack's kind is the config key that it has: `lepton:platform`, `lepton:version
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import pulumi
-from pulumi.runtime.sync_await import _sync_await  # what pulumi's own synchronous calls wait with
 
 from infra import contracts
 from infra.contracts import Component, PlatformExports, Stack, UnknownModeError, VersionExports
 from infra.errors import UserError
 from infra.names import PLATFORM_PROJECT, config_file, platform_stack, version_stack
+from infra.outputs import outputs_of
 from infra.project import find_root
 from infra.settings import (
     EndpointSettings,
@@ -107,35 +106,14 @@ def _endpoint(config: pulumi.Config) -> Component:
 
 
 def _read_stacks(environment: str, *stacks: str) -> tuple[PlatformExports, list[dict[str, Any]]]:
-    """Outputs of the environment's platform and of the named stacks; empty for a named one that isn't up.
-
-    Side by side: opening a stack's state takes a fifth of a second, as its passphrase is made slow to guess.
-    """
-
-    async def read() -> list[dict[str, Any]]:
-        names = [f"{PLATFORM_PROJECT}/{platform_stack(environment)}", *stacks]
-        return await asyncio.gather(*(_outputs(name) for name in names))
-
-    platform_outputs, *others = _sync_await(read())
+    """Outputs of the environment's platform and of the named stacks; empty for a named one that isn't up."""
+    platform_outputs, *others = outputs_of(f"{PLATFORM_PROJECT}/{platform_stack(environment)}", *stacks)
     if not platform_outputs:
         raise pulumi.RunError(
             f"{_file()}: environment: given {environment!r}: that environment's platform is not up; "
             f"run `lepton up {environment}` first"
         )
     return cast("PlatformExports", platform_outputs), others
-
-
-async def _outputs(name: str) -> dict[str, Any]:
-    """Another stack's outputs; empty where it isn't up. Why not StackReference: docs/decisions."""
-    try:
-        result = await pulumi.runtime.invoke_async(
-            "pulumi:pulumi:readStackOutputs", {"name": f"{pulumi.get_organization()}/{name}"}
-        )
-    except Exception as error:
-        if "unknown stack" not in str(error):
-            raise
-        return {}
-    return result["outputs"]
 
 
 def _settings(key: str, kind: type[S]) -> S:

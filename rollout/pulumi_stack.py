@@ -194,6 +194,7 @@ class PulumiStack:
         started = time.monotonic()
         stack = self._open()
         repaired = False
+        warned: set[str] = set()
         while True:
             counts: dict[str, int] = {}
             problems: list[str] = []
@@ -201,6 +202,9 @@ class PulumiStack:
             def on_event(event: EngineEvent, counts: dict[str, int] = counts, problems: list[str] = problems) -> None:
                 _collect_problem(event, problems)
                 _count(event, counts)
+                if (warning := _warning(event)) and warning not in warned:
+                    warned.add(warning)
+                    notify(f"{self.config.address}: {warning}")
 
             options: dict[str, Any] = {
                 # After a repair, only a look at what is there tells how far the killed update came.
@@ -369,6 +373,14 @@ def _collect_problem(event: EngineEvent, problems: list[str]) -> None:
         text = text.removeprefix("error: ").replace("Exception calling application: ", "")
         if not _EMPTY.search(text) and text not in problems:
             problems.append(text)
+
+
+def _warning(event: EngineEvent) -> str:
+    """What a program warns of; the engine's own warnings, which are about itself, have no resource."""
+    diagnostic = event.diagnostic_event
+    if diagnostic is None or diagnostic.severity != "warning" or not diagnostic.urn:
+        return ""
+    return _COLOUR.sub("", diagnostic.message).strip().removeprefix("warning: ")
 
 
 def _count(event: EngineEvent, counts: dict[str, int]) -> None:

@@ -8,11 +8,11 @@ from typing import Any, cast
 
 import pulumi
 
-from infra.cluster.api import Api
-from infra.cluster.endpoints import endpoint_url
-from infra.cluster.guarding import put_back_claims, refuse_unready
 from infra.cluster.internals import ClusterInternals, internals_of
-from infra.cluster.live_routes import LiveRoutes
+from infra.cluster.live.api import Api
+from infra.cluster.live.endpoints import endpoint_url
+from infra.cluster.live.guarding import put_back_claims, refuse_unready
+from infra.cluster.live.routes import LiveRoutes
 from infra.cluster.manifests.claims import claim
 from infra.cluster.manifests.routes import Backend, endpoint_routes, why_no_grpc
 from infra.cluster.resource import Object, provider

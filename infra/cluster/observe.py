@@ -7,15 +7,15 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from infra.cluster.api import Api, NotFoundError
-from infra.cluster.endpoints import endpoint_url, ready_replicas
 from infra.cluster.internals import internals_of
-from infra.cluster.live_routes import LiveRoutes
+from infra.cluster.live.api import Api, NotFoundError
+from infra.cluster.live.endpoints import endpoint_url, ready_replicas
+from infra.cluster.live.nodes import holder_of, inventory, matches, room
+from infra.cluster.live.probing import versions_seen
+from infra.cluster.live.routes import LiveRoutes
+from infra.cluster.live.symptoms import unready_because
 from infra.cluster.manifests import Manifest
 from infra.cluster.names import ENVIRONMENT_LABEL, MANAGED_BY, MODEL_LABEL, version_namespace
-from infra.cluster.nodes import holder_of, inventory, matches, room
-from infra.cluster.probing import versions_seen
-from infra.cluster.symptoms import unready_because
 from infra.contracts import NodeInventory, ObservationError, PlatformExports, QueryError, Room, Traffic
 from infra.monitoring import querying
 
@@ -84,7 +84,7 @@ class Observer:
         return unready_because(workloads, pods, nodes, of_sets, self._api.items(templates) if claiming else [])
 
     def split(self, team: str, model: str, requests: int) -> dict[str, int] | None:
-        """See `infra.cluster.probing.versions_seen`: what tells these requests from clients' is said there.
+        """See `infra.cluster.live.probing.versions_seen`: what tells these requests from clients' is said there.
 
         None, too, where the platform's `gateway.probe` is false.
         """

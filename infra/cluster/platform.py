@@ -11,8 +11,9 @@ from typing import Any, Generic, TypeVar
 
 import pulumi
 
-from infra.cluster.api import Api
 from infra.cluster.internals import AwsFacts, ClusterInternals, Connection, PoolFacts
+from infra.cluster.live.api import Api
+from infra.cluster.live.preflight import ClusterFacts, preflight
 from infra.cluster.manifests import Manifest
 from infra.cluster.manifests.claims import deletion_policy
 from infra.cluster.manifests.gateway import (
@@ -29,11 +30,10 @@ from infra.cluster.manifests.priorities import priority_classes
 from infra.cluster.manifests.storage import encrypted_volumes
 from infra.cluster.manifests.teams import pod_security, team_facts, team_objects
 from infra.cluster.names import ENVIRONMENT_LABEL, GATEWAY, MANAGED_BY
-from infra.cluster.own_outputs import own_outputs
-from infra.cluster.preflight import ClusterFacts, preflight
 from infra.cluster.resource import Object, provider
 from infra.contracts import Stack
 from infra.errors import UserError
+from infra.outputs import own_outputs
 from infra.settings import PlatformSettings
 from infra.settings.cluster import ClusterSettings, GatewaySettings
 from infra.trust import read_trust

@@ -16,8 +16,8 @@ from infra.errors import UserError
 from model_packaging.stores.store import PLAIN_REGISTRY_SCHEME, REGISTRY_SCHEME
 
 if TYPE_CHECKING:
-    from infra.cluster.api import Api
     from infra.cluster.internals import ClusterInternals
+    from infra.cluster.live.api import Api
     from infra.contracts import Stack
     from infra.settings import VersionSettings
     from infra.settings.cluster import Feature

@@ -7,8 +7,8 @@ from typing import Any, cast
 import pulumi
 import pulumi_kubernetes
 
-from infra.cluster.api import Api
 from infra.cluster.internals import Connection
+from infra.cluster.live.api import Api
 from infra.cluster.manifests import Manifest
 
 _FORCE = {"pulumi.com/patchForce": "true"}

@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 
 import pulumi
 
-from infra.cluster.api import Api
-from infra.cluster.handover import hand_over_replicas
 from infra.cluster.internals import internals_of
-from infra.cluster.logins import read_logins
+from infra.cluster.live.api import Api
+from infra.cluster.live.handover import hand_over_replicas
+from infra.cluster.live.logins import read_logins
 from infra.cluster.manifests import Manifest
 from infra.cluster.manifests.autoscaling import autoscaler
 from infra.cluster.manifests.disruption import disruption_budget
@@ -26,7 +26,6 @@ from infra.cluster.manifests.scheduling import defaults, local_queue, resource_c
 from infra.cluster.manifests.version import SURGE, Version, ecr_host
 from infra.cluster.manifests.workload import going_seconds, server_command, service, workload
 from infra.cluster.names import GRPC_PORT, HTTP_PORT, SERVER, STAGE_LABEL
-from infra.cluster.own_outputs import own_outputs
 from infra.cluster.refusals import (
     VersionRefused,
     refuse_beyond_quota,
@@ -36,6 +35,7 @@ from infra.cluster.refusals import (
 )
 from infra.cluster.resource import Object, provider
 from infra.contracts import PlatformExports, Stack
+from infra.outputs import own_outputs
 from infra.settings import VersionSettings
 from infra.trust import signed_by, trust_of
 from model_packaging.artifact import Artifact

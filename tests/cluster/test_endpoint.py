@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.cluster.api import Api
 from infra.cluster.endpoint import Shifter
-from infra.cluster.guarding import put_back_claims
+from infra.cluster.live.api import Api
+from infra.cluster.live.guarding import put_back_claims
 from infra.cluster.manifests.claims import claim, deletion_policy
 from infra.cluster.manifests.routes import traffic_in
 from infra.cluster.names import SERVER, team_namespace

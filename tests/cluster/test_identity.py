@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.cluster.api import Api, OtherClusterError
 from infra.cluster.endpoint import Shifter
 from infra.cluster.internals import Connection
+from infra.cluster.live.api import Api, OtherClusterError
 from infra.cluster.observe import Observer
 from infra.contracts import ObservationError
 from infra.names import PLATFORM_PROJECT

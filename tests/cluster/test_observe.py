@@ -13,13 +13,13 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from infra.cluster.api import Api
 from infra.cluster.internals import PoolFacts
+from infra.cluster.live.api import Api
+from infra.cluster.live.nodes import inventory, pod_requests, room, shortage
+from infra.cluster.live.symptoms import unready_because
 from infra.cluster.manifests.priorities import priority_class_name, priority_classes
 from infra.cluster.names import SERVER, version_annotations, version_labels
-from infra.cluster.nodes import inventory, pod_requests, room, shortage
 from infra.cluster.observe import Observer
-from infra.cluster.symptoms import unready_because
 from infra.contracts import NodeInventory, ObservationError, QueryError
 from infra.monitoring.querying import PATH, BadExpressionError, RefusedError, instant_vector
 from tests.cluster.control_plane import ControlPlane, own_address

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from infra.cluster.api import Api
 from infra.cluster.internals import GatewayFacts
+from infra.cluster.live.api import Api
+from infra.cluster.live.preflight import PreflightError, preflight
 from infra.cluster.manifests.routes import Backend, endpoint_routes
 from infra.cluster.names import team_namespace
-from infra.cluster.preflight import PreflightError, preflight
 from infra.settings.cluster import ClusterSettings
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.endpoint_world import endpoint_settings

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from infra.cluster.live.probing import versions_seen
 from infra.cluster.observe import Observer
-from infra.cluster.probing import versions_seen
 from infra.contracts import ObservationError
 from infra.names import VERSION_HEADER
 from infra.settings.cluster import GatewaySettings

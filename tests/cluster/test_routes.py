@@ -10,7 +10,7 @@ import pytest
 
 from infra.cluster.features import UnsupportedError
 from infra.cluster.internals import GatewayFacts
-from infra.cluster.live_routes import route_problem
+from infra.cluster.live.routes import route_problem
 from infra.cluster.manifests.claims import claim, deletion_policy
 from infra.cluster.manifests.routes import Backend, duration, endpoint_routes, is_split, traffic_in, why_no_grpc
 from infra.cluster.names import VARIANTS_ANNOTATION

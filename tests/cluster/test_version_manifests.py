@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from infra.cluster.handover import hand_over_replicas
 from infra.cluster.internals import ClusterInternals, PoolFacts
-from infra.cluster.logins import LoginRefused, read_logins
+from infra.cluster.live.handover import hand_over_replicas
+from infra.cluster.live.logins import LoginRefused, read_logins
 from infra.cluster.manifests import Manifest
 from infra.cluster.manifests.autoscaling import autoscaler
 from infra.cluster.manifests.disruption import disruption_budget
@@ -1048,7 +1048,7 @@ def test_the_api_server_holds_a_namespace_to_its_quota(cluster: ControlPlane, mo
 
 
 def api_of(cluster: ControlPlane) -> Any:
-    from infra.cluster.api import Api  # noqa: PLC0415 - slow to import
+    from infra.cluster.live.api import Api  # noqa: PLC0415 - slow to import
 
     return Api({"kubeconfig": str(cluster.kubeconfig), "context": None, "document": None})
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from infra.cluster.api import Api, NotFoundError
+from infra.cluster.live.api import Api, NotFoundError
 from infra.cluster.names import version_namespace
 from model_packaging.stores import Store, open_store
 from tests.cluster import images

@@ -6,8 +6,8 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from infra.cluster.api import Api, NotFoundError
-from infra.cluster.endpoints import ready_replicas
+from infra.cluster.live.api import Api, NotFoundError
+from infra.cluster.live.endpoints import ready_replicas
 from infra.cluster.manifests import Manifest
 from infra.contracts import ObservationError
 

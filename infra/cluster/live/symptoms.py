@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from infra.cluster.live.nodes import pod_requests, shortage
 from infra.cluster.manifests import Manifest
-from infra.cluster.nodes import pod_requests, shortage
 from infra.contracts import NodeInventory
 
 _STARTING = ("ContainerCreating", "PodInitializing")

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from infra.cluster.api import Api, ConflictError, NotFoundError
 from infra.cluster.internals import ClusterInternals, GatewayFacts
+from infra.cluster.live.api import Api, ConflictError, NotFoundError
 from infra.cluster.manifests import Manifest
 from infra.cluster.manifests.routes import API_VERSION, GRPC_ROUTE, HTTP_ROUTE, is_split, split_backends, traffic_in
 from infra.cluster.names import MODEL_LABEL, VARIANTS_ANNOTATION, route_name, team_namespace

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from infra.cluster.api import Api, NotFoundError
 from infra.cluster.features import lacking
+from infra.cluster.live.api import Api, NotFoundError
 from infra.cluster.manifests import Manifest
 from infra.cluster.manifests.gateway import class_problem, supported_features
 from infra.cluster.manifests.gpus import gpu_namespace

@@ -17,7 +17,7 @@ from infra.cluster.manifests.workload import DEPLOYMENT, LEADER_WORKER_SET
 from infra.cluster.names import SERVER
 
 if TYPE_CHECKING:
-    from infra.cluster.api import Api
+    from infra.cluster.live.api import Api
     from infra.cluster.manifests import Manifest
 
 _MANAGER = "lepton-autoscaling"
@@ -32,7 +32,7 @@ def hand_over_replicas(version: Version, api: Api) -> None:
     Raises:
         ObservationError: when the API server can't be reached, or refuses.
     """
-    from infra.cluster.api import NotFoundError  # noqa: PLC0415 - slow to import
+    from infra.cluster.live.api import NotFoundError  # noqa: PLC0415 - slow to import
 
     api_version, kind = LEADER_WORKER_SET if version.spans_nodes else DEPLOYMENT
     path = f"/apis/{api_version}/namespaces/{version.namespace}/{kind.lower()}s/{SERVER}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from infra.cluster.api import Api
 from infra.cluster.internals import internals_of
+from infra.cluster.live.api import Api
 from infra.cluster.names import SERVER
 from infra.contracts import PlatformExports
 

@@ -12,7 +12,7 @@ from infra.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from infra.cluster.api import Api
+    from infra.cluster.live.api import Api
 
 _KEY = ".dockerconfigjson"
 
@@ -31,7 +31,7 @@ def read_logins(api: Api, namespace: str, names: Iterable[str], ecr: str | None 
         LoginRefused
         ObservationError: the API server can't be reached, or refuses.
     """
-    from infra.cluster.api import NotFoundError  # noqa: PLC0415 - slow to import
+    from infra.cluster.live.api import NotFoundError  # noqa: PLC0415 - slow to import
 
     merged: dict[str, Any] = {}
     for name in names:
