@@ -26,6 +26,18 @@ PREFIX = "docker.io/lepton-tests"
 USER = 65532
 """Whose passwd entry the images hold: what distroless images call `nonroot`."""
 
+_PLACE = Path("/opt/lepton")
+_ENVIRONMENT, _PROJECT, _COMMANDS = _PLACE / "environment", _PLACE / "project", _PLACE / "bin"
+_COMMAND = f"""\
+#!{_ENVIRONMENT}/bin/python
+import sys
+from importlib.metadata import entry_points
+
+(command,) = entry_points(group="console_scripts", name="NAME")
+sys.exit(command.load()())
+"""
+"""The virtual environment's own commands say in their first line where it is on this machine."""
+
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
 _CONFIG = "application/vnd.oci.image.config.v1+json"
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -46,22 +58,27 @@ class Image:
         return f"{self.name.rpartition(':')[0]}@{self.digest}"
 
 
-def mounted_paths() -> list[Path]:
-    """What of this machine containers see, at the same places."""
+def mounts() -> dict[Path, Path]:
+    """What of this machine containers see, by where.
+
+    The project and its virtual environment are in a place of their own: a Pod mounts over a folder such as `/tmp`, in
+    which they may be here.
+    """
+    system = [Path("/usr"), Path("/bin"), Path("/lib"), Path("/lib64")]
     # The virtual environment leads to a Python that may lie anywhere.
     python = Path(sys.base_prefix).resolve()
-    paths = [Path("/usr"), Path("/bin"), Path("/lib"), Path("/lib64"), REPOSITORY, Path(sys.prefix).resolve(), python]
-    found = [path for path in paths if path.exists()]
-    return [path for path in found if not any(other in path.parents for other in found)]
+    same = [path for path in [*system, python] if path.exists() and not any(other in path.parents for other in system)]
+    return {path: path for path in same} | {_ENVIRONMENT: Path(sys.prefix).resolve(), _PROJECT: REPOSITORY}
 
 
 def build(
     name: str, files: Mapping[str, bytes] | None = None, *, command: Sequence[str] = (), env: Mapping[str, str] = {}
 ) -> Image:
     """An image with these programs (mode 0755) at these absolute paths."""
-    layer = _layer(dict(files or {}))
-    path = [str(Path(sys.prefix).resolve() / "bin"), "/usr/local/bin", "/usr/bin", "/bin"]
-    environment = {"PATH": ":".join(path), "HOME": "/tmp"} | dict(env)
+    commands = {f"{_COMMANDS}/{name}": _COMMAND.replace("NAME", name).encode() for name in ("lepton", "mlserver")}
+    layer = _layer({**commands, **(files or {})})
+    path = f"{_COMMANDS}:{_ENVIRONMENT}/bin:/usr/local/bin:/usr/bin:/bin"
+    environment = {"PATH": path, "PYTHONPATH": str(_PROJECT), "HOME": "/tmp"} | dict(env)
     config = _json(
         {
             "architecture": _architecture(),

@@ -297,9 +297,11 @@ def _runtime_spec() -> dict[str, Any]:
     """containerd's own default, and what of this machine containers see."""
     document = subprocess.run(["ctr", "oci", "spec"], capture_output=True, check=True).stdout
     spec = json.loads(document)
-    for path in images.mounted_paths():
-        mount = {"destination": str(path), "type": "bind", "source": str(path), "options": ["rbind", "ro", "nosuid"]}
-        spec["mounts"].append(mount)
+    for destination, source in images.mounts().items():
+        options = ["rbind", "ro", "nosuid"]
+        spec["mounts"].append(
+            {"destination": str(destination), "type": "bind", "source": str(source), "options": options}
+        )
     return spec
 
 
