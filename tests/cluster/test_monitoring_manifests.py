@@ -174,8 +174,8 @@ def test_no_program_may_write_but_to_its_volumes() -> None:
     for made in workloads(objects()):
         (container,) = made["spec"]["template"]["spec"]["containers"]
         assert container["securityContext"]["readOnlyRootFilesystem"]
-        written = {mount["name"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
-        volumes = {volume["name"]: volume for volume in made["spec"]["template"]["spec"]["volumes"]}
+        written = {mount["name"] for mount in container.get("volumeMounts", []) if not mount.get("readOnly")}
+        volumes = {volume["name"]: volume for volume in made["spec"]["template"]["spec"].get("volumes", [])}
         assert all("emptyDir" in volumes[name] for name in written - {"data"})
 
 
@@ -326,7 +326,7 @@ def test_the_pods_are_restricted(control_plane: ControlPlane, restricted: str) -
             "spec": {
                 **template["spec"],
                 "volumes": [
-                    *template["spec"]["volumes"],
+                    *template["spec"].get("volumes", []),
                     *(
                         {"name": claim["metadata"]["name"], "emptyDir": {}}
                         for claim in manifest["spec"].get("volumeClaimTemplates", [])

