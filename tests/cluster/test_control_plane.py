@@ -156,7 +156,9 @@ def test_traffic_is_split_between_host_processes_by_weight(
         with httpx.Client(base_url=gateway_class.url, headers=headers) as client:
             until(lambda: client.get("/").status_code == 200, 30, what="the route being served")
             answers = [client.get("/").text for _ in range(40)]
-    assert {answer: answers.count(answer) for answer in set(answers)} == {"one": 30, "two": 10}
+    # The gateway takes turns, and the first answers may be of a turn that had begun.
+    assert set(answers) == {"one", "two"}
+    assert abs(answers.count("one") - 30) <= 1
     metrics = httpx.get(f"http://{gateway_class.metrics_address}/metrics").text
     assert f"{namespace}-one-http-80@kubernetesgateway" in metrics
 

@@ -283,7 +283,8 @@ def test_an_upload_of_a_living_process_is_left_alone(
 ) -> None:
     (folder / "new.bin").write_bytes(os.urandom(100_000))
     with builder_on_the_way(store, folder, tmp_path, stop_at=90_000):
-        assert store.collect().uploads == 0
+        # A file that another thread has made and not yet locked goes, empty, and is made again.
+        assert store.collect().freed_bytes == 0
     Artifact.find(store, "tumour", "1.2.0").verify()
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kubernetes.client import ApiClient
 
     from infra.cluster.internals import Connection
+    from infra.cluster.manifests import Manifest
 
 _SECONDS = 10
 """For a call, so that a cluster that has gone is noticed."""
@@ -105,13 +106,24 @@ class Api:
         """Patches an object, by a JSON merge patch unless told otherwise. Raises NotFoundError, ConflictError."""
         return self._call("PATCH", path, body=changes, headers={"Content-Type": kind})
 
+    def apply(self, path: str, manifest: Manifest, manager: str, *, force: bool = False) -> Any:
+        """Applies an object, or a part of one, server-side as this field manager; by force, over what others own.
+
+        Raises ConflictError. https://kubernetes.io/docs/reference/using-api/server-side-apply/
+        """
+        query = {"fieldManager": manager, **({"force": "true"} if force else {})}
+        # As text: the client knows no other way to send this type.
+        body, headers = json.dumps(manifest), {"Content-Type": "application/apply-patch+yaml"}
+        return self._call("PATCH", path, query=query, body=body, headers=headers)
+
     def service(self, namespace: str, service: str, port: str, path: str, **query: str) -> tuple[int, bytes]:
         """GETs a path of a Service's, through the API server: the status and the body, whatever the status.
 
         Raises NotFoundError, and ObservationError where the Service can't be reached.
         """
         proxied = f"/api/v1/namespaces/{namespace}/services/{service}:{port}/proxy{path}"
-        status, content = self._answer("GET", proxied, query=query)
+        self.refuse_other_cluster()
+        status, content = self._sent("GET", proxied, query=query)
         if status >= HTTPStatus.BAD_REQUEST and _is_its_own(content):
             raise _refusal(status, "GET", proxied, content)
         return status, content
@@ -125,22 +137,11 @@ class Api:
         body: Any = None,
         headers: Mapping[str, str] | None = None,
     ) -> Any:
-        status, content = self._answer(method, path, query=query, body=body, headers=headers)
+        self.refuse_other_cluster()
+        status, content = self._sent(method, path, query=query, body=body, headers=headers)
         if status >= HTTPStatus.BAD_REQUEST:
             raise _refusal(status, method, path, content)
         return json.loads(content)
-
-    def _answer(
-        self,
-        method: str,
-        path: str,
-        *,
-        query: Mapping[str, str] | None = None,
-        body: Any = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> tuple[int, bytes]:
-        self.refuse_other_cluster()
-        return self._sent(method, path, query=query, body=body, headers=headers)
 
     def _sent(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 
@@ -64,7 +63,7 @@ def put_back_claims(api: Api, claims: Iterable[Manifest]) -> list[str]:
             try:
                 api.get(path)
             except NotFoundError:
-                api.patch(f"{path}?fieldManager={_MANAGER}", json.dumps(claim), "application/apply-patch+yaml")
+                api.apply(path, claim, _MANAGER)
         except ObservationError as error:
             problems.append(f"nothing guards the version of namespace {namespace} from being taken away: {error}")
     return problems

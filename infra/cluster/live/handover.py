@@ -9,16 +9,11 @@ Reference: https://kubernetes.io/docs/reference/using-api/server-side-apply/#tra
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING
-
+from infra.cluster.live.api import Api, NotFoundError
+from infra.cluster.manifests import Manifest
 from infra.cluster.manifests.version import Version
 from infra.cluster.manifests.workload import DEPLOYMENT, LEADER_WORKER_SET
 from infra.cluster.names import SERVER
-
-if TYPE_CHECKING:
-    from infra.cluster.live.api import Api
-    from infra.cluster.manifests import Manifest
 
 _MANAGER = "lepton-autoscaling"
 
@@ -32,8 +27,6 @@ def hand_over_replicas(version: Version, api: Api) -> None:
     Raises:
         ObservationError: when the API server can't be reached, or refuses.
     """
-    from infra.cluster.live.api import NotFoundError  # noqa: PLC0415 - slow to import
-
     api_version, kind = LEADER_WORKER_SET if version.spans_nodes else DEPLOYMENT
     path = f"/apis/{api_version}/namespaces/{version.namespace}/{kind.lower()}s/{SERVER}"
     try:
@@ -50,7 +43,7 @@ def hand_over_replicas(version: Version, api: Api) -> None:
         "spec": {"replicas": max(present, first)},
     }
     # By force, as another number is somebody's: the 0 of a version at rest, or an autoscaler's.
-    api.patch(f"{path}?fieldManager={_MANAGER}&force=true", json.dumps(own), "application/apply-patch+yaml")
+    api.apply(path, own, _MANAGER, force=True)
 
 
 def _is_applied(live: Manifest) -> bool:
