@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from cli import output
@@ -31,16 +33,24 @@ def note(project: Project, stacks: Iterable[StackConfig], *, removed: bool = Fal
     if not chosen:
         return
     releases = Releases(project)
+
+    def revision(stack: StackConfig) -> int | None:
+        found = releases.revisions(stack)
+        return found[-1].number if found else None
+
     try:
-        with open_catalogue(None) as catalogue:
-            for stack in chosen:
-                _note(catalogue, releases, stack, {} if removed else _shares(stack))
+        with open_catalogue(None) as catalogue, ThreadPoolExecutor(os.cpu_count()) as pool:
+            news = [stack for stack in chosen if _is_news(catalogue, releases, stack, removed=removed)]
+            for stack, number in zip(news, pool.map(revision, news), strict=True):
+                _record(catalogue, stack, number, removed=removed)
     except UserError as error:
         output.say(f"the catalogue does not know of this: {error}")
 
 
-def _note(catalogue: Catalogue, releases: Releases, stack: StackConfig, shares: _Shares) -> None:
+def _is_news(catalogue: Catalogue, releases: Releases, stack: StackConfig, *, removed: bool) -> bool:
+    """Whether the catalogue has the stack otherwise. A version that it doesn't know is taken in."""
     model = stack.endpoint.model if stack.kind == "endpoint" else stack.version.model
+    shares = {} if removed else _shares(stack)
     known: dict[str, int | None] = {}
     # A variant that was dropped is no longer in the config, and the catalogue may still have it here.
     there = catalogue.find(Query(model=model, environment=stack.settings.environment))
@@ -48,25 +58,25 @@ def _note(catalogue: Catalogue, releases: Releases, stack: StackConfig, shares: 
         try:
             deployed = catalogue.show(model, version).deployed
         except NotInCatalogue:
-            if not shares:
-                return
+            if removed:
+                return False
             _register(catalogue, releases, stack.settings.environment, model, version)
         else:
             known.update((version, each.weight) for each in deployed if each.stack == stack.address)
-    if known == shares:
-        return
-    revisions = releases.revisions(stack)
+    return known != shares
+
+
+def _record(catalogue: Catalogue, stack: StackConfig, revision: int | None, *, removed: bool) -> None:
     where = {
         "environment": stack.settings.environment,
         "stack": stack.address,
-        "revision": revisions[-1].number if revisions else None,
+        "revision": revision,
         "who": who(None),
     }
     if stack.kind == "endpoint":
-        weights = {version: weight for version, weight in shares.items() if weight is not None}
-        catalogue.record_weights(model, weights, **where)
+        catalogue.record_weights(stack.endpoint.model, {} if removed else stack.endpoint.weights, **where)
     else:
-        catalogue.record_deployment(model, stack.version.version, removed=not shares, **where)
+        catalogue.record_deployment(stack.version.model, stack.version.version, removed=removed, **where)
 
 
 def _shares(stack: StackConfig) -> _Shares:

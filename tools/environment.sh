@@ -32,5 +32,6 @@ pip() { .venv/bin/python -m pip --disable-pip-version-check --quiet "$@"; }
 # Wheels alone: building one would download what the lock doesn't name.
 pip install --require-hashes --only-binary :all: --requirement requirements.lock
 # By path (compat), not by a list of today's packages: a package added later is found without installing again.
-pip install --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
+# setuptools warns each time that this may go one day.
+PYTHONWARNINGS=ignore pip install --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 touch .venv/.up-to-date
