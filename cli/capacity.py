@@ -13,7 +13,7 @@ from cli.context import JsonOption
 if TYPE_CHECKING:
     from infra.contracts import NodeInventory
     from infra.placement import Changes, Demand, Placement
-    from rollout.peaks import StrategyFit
+    from rollout.planning.fitting import StrategyFit
 
 _DEFAULT = "dev"
 
@@ -54,15 +54,12 @@ def capacity(
         _show_environment(name, nodes, known, as_json=as_json)
         return
     from cli.rollout.options import target  # noqa: PLC0415
-    from rollout.peaks import Rollout, strategy_fits  # noqa: PLC0415
-    from rollout.planning.plan import running_replicas, versions_of  # noqa: PLC0415
+    from rollout.planning.fitting import Rollout, strategy_fits  # noqa: PLC0415
+    from rollout.planning.plan import versions_of  # noqa: PLC0415
 
     wanted = target(stack, to or [])
-    project = context.project()
-    versions = versions_of(project, stack, wanted)
-    named = {held["holder"] for node in nodes for held in node["held"]} & known.keys()
-    unnamed = {} if named else running_replicas(context.releases(), project, stack, list(versions))
-    rollout = Rollout(stack.team, stack.endpoint.weights, wanted, versions, stack.endpoint.rollout, unnamed)
+    versions = versions_of(context.project(), stack, wanted)
+    rollout = Rollout(stack.team, stack.endpoint.weights, wanted, versions, stack.endpoint.rollout)
     fits = list(strategy_fits(rollout, nodes, known, seconds=seconds))
     if as_json:
         output.document({"endpoint": stack.address, "target": wanted, "strategies": [_fit(each) for each in fits]})
@@ -75,12 +72,10 @@ def capacity(
 def _read(environment: str) -> tuple[list[NodeInventory], dict[str, Demand]]:
     """The nodes, and what configs say of the versions on them."""
     from infra.contracts import observer_of  # noqa: PLC0415
-    from rollout.peaks import demand_of  # noqa: PLC0415
+    from rollout.planning.plan import demands  # noqa: PLC0415
 
-    project = context.project()
     nodes = observer_of(context.releases().platform(environment)).inventory()
-    versions = [stack for stack in project.stacks(environment) if stack.kind == "version"]
-    return nodes, {stack.address: demand_of(stack.team, stack.version) for stack in versions}
+    return nodes, demands(context.project(), environment)
 
 
 # -- an environment

@@ -124,7 +124,9 @@ def _show_verdict(plan: Plan) -> None:
 
 def lacking(plan: Plan) -> str:
     """What an environment has too little of for a plan, as people say it."""
-    return " and ".join(_amount(name, amount) for name, amount in plan.peak.lacking.items())
+    if plan.peak.lacking:
+        return " and ".join(_amount(name, amount) for name, amount in plan.peak.lacking.items())
+    return "; ".join(f"a place for {each.replicas} of {each.demand}: {each.reason}" for each in plan.without_place)
 
 
 def _amount(resource: str, amount: float) -> str:

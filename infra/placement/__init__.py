@@ -20,7 +20,7 @@ from infra.placement.model import (
     Unplaced,
     mig_resource,
 )
-from infra.placement.place import place
+from infra.placement.place import place, without_place
 from infra.placement.room import Changes, Loss, Move, make_room
 from infra.placement.state import PlacementError
 
@@ -45,4 +45,5 @@ __all__ = [
     "make_room",
     "mig_resource",
     "place",
+    "without_place",
 ]

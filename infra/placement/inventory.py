@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import ceil
 
 from infra.contracts import Held, NodeInventory
 from infra.placement.mig import best_start, geometry_of
-from infra.placement.model import PRIORITIES, SHARED_GPU, WHOLE_GPU, Assignment, Demand, Node, Pool, Priority
+from infra.placement.model import PRIORITIES, SHARED_GPU, WHOLE_GPU, Assignment, Demand, Node, Pool, Priority, milli
 
 _MIG = "nvidia.com/mig-"
 _PRIORITIES: dict[str, Priority] = {each: each for each in PRIORITIES}
@@ -25,6 +25,8 @@ class Inventory:
 def from_inventory(nodes: Sequence[NodeInventory], known: Mapping[str, Demand] | None = None) -> Inventory:
     """What placement needs of the nodes that new replicas may come to; others, and what is on them, are left out.
 
+    A node that has less than runs on it, as one that is promised twice over or has lost a GPU, is full.
+
     Args:
         known: What is known of holders beyond what they hold: priority, span, what may be moved and shrunk. Of an
             unknown one nothing is moved; only `batch` is ever pre-empted.
@@ -35,6 +37,7 @@ def from_inventory(nodes: Sequence[NodeInventory], known: Mapping[str, Demand] |
     running: list[Assignment] = []
     for node in usable:
         cpu, memory, gpus = node["cpu"], node["memory"], dict(node["gpus"])
+        runs = _Runs()
         for held in node["held"]:
             demand = _demand(held, (known or {}).get(held["holder"]))
             if demand is None:
@@ -51,8 +54,10 @@ def from_inventory(nodes: Sequence[NodeInventory], known: Mapping[str, Demand] |
             # Pods for now: whole replicas are known once all nodes are seen.
             of_holder[place] = replace(of_holder[place], replicas=of_holder[place].replicas + held["replicas"])
             running.append(Assignment(of_holder[place].name, node["name"], held["replicas"]))
-        devices = _devices(node["gpus"], node["product"])
-        found = Node(node["name"], cpu, memory, gpus, devices=devices)
+            runs.add(demand, held)
+        devices = _devices(runs.at_least(node["gpus"]), node["product"])
+        cpu, memory = max(cpu, runs.milli / 1000), max(memory, runs.memory)
+        found = Node(node["name"], cpu, memory, runs.at_least(gpus), devices=devices)
         pools.setdefault((node["pool"], node["product"]), []).append(found)
     demands = [_whole(demand) for of_holder in kinds.values() for demand in of_holder]
     return Inventory(
@@ -60,6 +65,24 @@ def from_inventory(nodes: Sequence[NodeInventory], known: Mapping[str, Demand] |
         tuple(demands),
         tuple(running),
     )
+
+
+@dataclass
+class _Runs:
+    """What the Pods on a node are counted with: each Pod's part, rounded up."""
+
+    milli: int = 0
+    memory: int = 0
+    gpus: dict[str, int] = field(default_factory=dict[str, int])
+
+    def add(self, pod: Demand, held: Held) -> None:
+        self.milli += held["replicas"] * milli(pod.cpu)
+        self.memory += held["replicas"] * pod.memory
+        for name, count in held["gpus"].items():
+            self.gpus[name] = self.gpus.get(name, 0) + count
+
+    def at_least(self, gpus: Mapping[str, int]) -> dict[str, int]:
+        return {name: max(gpus.get(name, 0), self.gpus.get(name, 0)) for name in [*gpus, *self.gpus]}
 
 
 def _by_name(item: tuple[tuple[str, str | None], list[Node]]) -> tuple[str, str]:

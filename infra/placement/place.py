@@ -49,6 +49,15 @@ def place(
     return placement(best, left, bound, exact=proven, method=method)
 
 
+def without_place(
+    pools: Sequence[Pool], demands: Sequence[Demand], running: Iterable[Assignment] = (), *, seconds: float = 10.0
+) -> tuple[Unplaced, ...]:
+    """What finds no room, as `place` says it; where all does, this is known without a search for the best places."""
+    running = tuple(running)
+    _, left = _first_fit(pools, demands, running)
+    return place(pools, demands, running, seconds=seconds).unplaced if left else ()
+
+
 def placement(state: State, left: Mapping[str, int], bound: int, *, exact: bool, method: str) -> Placement:
     """What a state amounts to."""
     return Placement(

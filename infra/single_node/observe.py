@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 
 from infra.contracts import NodeInventory, ObservationError, PlatformExports, QueryError, Room, Traffic
-from infra.names import endpoint_id
+from infra.names import endpoint_id, version_stack
 from infra.single_node.machine import metrics
-from infra.single_node.machine.claims import reserved
+from infra.single_node.machine.claims import holdings
 from infra.single_node.machine.node import Node, NodeError
 from infra.single_node.machine.router import Router
 from infra.single_node.machine.stats import VARIANT, cluster_name
@@ -27,6 +27,7 @@ class Observer:
     def __init__(self, platform: PlatformExports) -> None:
         self._node = Node(Path(platform["internals"]["directory"]))
         self._router = Router(self._node)
+        self._environment = platform["environment"]
         self._gpus = len(platform["internals"]["gpus"])
         self._metrics_url = platform["metrics_url"]
 
@@ -51,18 +52,24 @@ class Observer:
     def room(self) -> Room:
         """The machine's processors and memory, whatever else runs on it, and the GPUs that the platform found."""
         with _observing():
-            return {
-                "total": {
-                    "cpu": float(len(os.sched_getaffinity(0))),
-                    "memory": psutil.virtual_memory().total,
-                    "gpu": self._gpus,
-                },
-                "reserved": reserved(self._node),
-            }
+            held = holdings(self._node).values()
+        return {
+            "total": {
+                "cpu": float(len(os.sched_getaffinity(0))),
+                "memory": psutil.virtual_memory().total,
+                "gpu": self._gpus,
+            },
+            "reserved": {
+                "cpu": sum(each.cpu for each in held),
+                "memory": sum(each.memory for each in held),
+                "gpu": sum(each.gpu for each in held),
+            },
+        }
 
     def inventory(self) -> list[NodeInventory]:
-        room = self.room()
-        total, held = room["total"], room["reserved"]
+        total = self.room()["total"]
+        with _observing():
+            held = holdings(self._node)
         return [
             {
                 "name": socket.gethostname(),
@@ -71,16 +78,17 @@ class Observer:
                 "ready": True,
                 "cpu": total["cpu"],
                 "memory": total["memory"],
-                "gpus": {_GPU: total["gpu"]} if total["gpu"] else {},
+                "gpus": _gpus(total["gpu"]),
                 "held": [
                     {
-                        "holder": "this environment's versions",
-                        "replicas": 1,
+                        "holder": f"{name.team}/{version_stack(self._environment, name.model, name.version)}",
+                        "replicas": each.replicas,
                         "priority": "serving",
-                        "cpu": held["cpu"],
-                        "memory": held["memory"],
-                        "gpus": {_GPU: held["gpu"]} if held["gpu"] else {},
+                        "cpu": each.cpu,
+                        "memory": each.memory,
+                        "gpus": _gpus(each.gpu),
                     }
+                    for name, each in held.items()
                 ],
             }
         ]
@@ -92,6 +100,10 @@ class Observer:
     def split(self, team: str, model: str, requests: int) -> dict[str, int] | None:
         """None: `traffic` is Envoy's own word."""
         return None
+
+
+def _gpus(count: int) -> dict[str, int]:
+    return {_GPU: count} if count else {}
 
 
 @contextmanager

@@ -7,22 +7,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from infra.contracts import ObservationError, Observer, QueryError, Room
+from infra.contracts import ObservationError, Observer, QueryError
 from infra.monitoring.catalogue import WINDOWS
+from infra.placement import Demand, Unplaced
 from infra.settings import PlatformSettings, SettingsError, VersionSettings
 from infra.settings.rollout import RolloutSettings, StrategyName
-from infra.settings.version import Resources
 from rollout.analysis.samples import WINDOW_SECONDS, filled
 from rollout.clock import Clock, SystemClock
 from rollout.driving.quiet_hours import quiet_until
 from rollout.planning import cautions
-from rollout.planning.alternatives import alternatives
 from rollout.planning.cautions import LONGEST_WINDOW
+from rollout.planning.fitting import Rollout, demand_of, strategy_fits
 from rollout.planning.gate_needs import GateNeed, gate_needs
 from rollout.planning.peak import Peak, peak
 from rollout.project import Project, StackConfig
 from rollout.release import Releases
-from rollout.strategies import Step, StrategyError, plan_steps
+from rollout.strategies import Step, plan_steps
 from rollout.strategies.move import Move
 
 UPDATE_SECONDS = 5.0
@@ -49,6 +49,8 @@ class Plan:
     target: dict[str, int]
     steps: tuple[Step, ...]
     peak: Peak
+    without_place: tuple[Unplaced, ...]
+    """Replicas that no node has room for, though all nodes together may have."""
     would_fit: tuple[str, ...]
     """Strategies that fit, where this one doesn't."""
     duration: Duration
@@ -64,7 +66,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return not self.peak.lacking
+        return not self.peak.lacking and not self.without_place
 
     def summary(self) -> dict[str, Any]:
         return {
@@ -76,6 +78,7 @@ class Plan:
             "fits": self.fits,
             "peak": {"needed": self.peak.needed, "reserved": self.peak.reserved, "total": self.peak.total},
             "lacking": self.peak.lacking,
+            "without_place": [asdict(each) for each in self.without_place],
             "would_fit": list(self.would_fit),
             "seconds": asdict(self.duration) | {"allowed_for_an_update": UPDATE_SECONDS},
             "requests_per_second": self.rate,
@@ -133,11 +136,14 @@ def make_plan(
         *cautions.rounded_limits(settings, bounds),
         *unjudged,
     ]
-    would_fit = [
-        name
-        for name, other in alternatives(settings)
-        if found.lacking and _fits(current, target, other, replicas, running, resources, room)
-    ]
+    fits = strategy_fits(
+        Rollout(endpoint.team, current, target, versions, settings),
+        observer.inventory(),
+        demands(project, endpoint.settings.environment),
+        advise=False,
+    )
+    own = next(fits)
+    others = fits if found.lacking or own.lacking else ()
     return Plan(
         endpoint=endpoint.address,
         strategy=settings.strategy,
@@ -145,12 +151,19 @@ def make_plan(
         target=dict(target),
         steps=tuple(steps),
         peak=found,
-        would_fit=tuple(would_fit),
+        without_place=own.lacking,
+        would_fit=tuple(each.strategy for each in others if each.fits),
         duration=duration,
         rate=rate,
         gates=tuple(gates),
         warnings=tuple(warnings),
     )
+
+
+def demands(project: Project, environment: str) -> dict[str, Demand]:
+    """What the configs of an environment's versions ask for, by address. Raises SettingsError."""
+    versions = [stack for stack in project.stacks(environment) if stack.kind == "version"]
+    return {stack.address: demand_of(stack.team, stack.version) for stack in versions}
 
 
 def versions_of(project: Project, endpoint: StackConfig, target: Mapping[str, int]) -> dict[str, VersionSettings]:
@@ -197,22 +210,6 @@ def running_replicas(
 
     with ThreadPoolExecutor(max_workers=len(versions)) as pool:
         return dict(zip(versions, pool.map(ask, versions), strict=True))
-
-
-def _fits(
-    current: Mapping[str, int],
-    target: Mapping[str, int],
-    settings: RolloutSettings,
-    replicas: Mapping[str, int],
-    running: Mapping[str, int],
-    resources: Mapping[str, Resources],
-    room: Room,
-) -> bool:
-    try:
-        steps = plan_steps(current, target, settings, replicas)
-    except StrategyError:
-        return False
-    return not peak(steps, running, resources, room).lacking
 
 
 class _Metrics:

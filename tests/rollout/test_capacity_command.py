@@ -1,8 +1,11 @@
-"""`lepton capacity` in a project whose nodes are this file's own: what it says, what it gives as JSON, how it ends."""
+"""`lepton capacity`, and the room of `lepton rollout plan`, where the nodes are this file's own: what they say, what
+they give as JSON, how they end.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +15,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from cli.main import app
-from infra.contracts import Held, NodeInventory
+from infra.contracts import Amount, Held, NodeInventory, ObservationError, Room
 
 GIB = 2**30
 H100 = "NVIDIA-H100-80GB-HBM3"
@@ -54,6 +57,21 @@ class Nodes:
     def inventory(self) -> list[NodeInventory]:
         return self.nodes
 
+    def room(self) -> Room:
+        held = [each for node in self.nodes for each in node["held"]]
+        return {"total": _sum(self.nodes), "reserved": _sum(held)}
+
+    def query(self, promql: str) -> Any:
+        raise ObservationError("nobody has metrics here")
+
+
+def _sum(parts: Sequence[NodeInventory] | Sequence[Held]) -> Amount:
+    return {
+        "cpu": sum(each["cpu"] for each in parts),
+        "memory": sum(each["memory"] for each in parts),
+        "gpu": sum(sum(each["gpus"].values()) for each in parts),
+    }
+
 
 @pytest.fixture
 def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nodes:
@@ -82,7 +100,8 @@ def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nodes:
         found.add(name)
         found.hold(name, f"{ENDPOINT}-1.0.0", 1, 4)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("cli.context.releases", lambda *_: SimpleNamespace(platform=lambda _: {"mode": "single-node"}))
+    releases = {"platform": lambda _: {"mode": "single-node"}, "observer": lambda _: found}
+    monkeypatch.setattr("cli.context.releases", lambda *_: SimpleNamespace(**releases))
     monkeypatch.setattr("infra.contracts.observer_of", lambda _: found)
     return found
 
@@ -207,11 +226,21 @@ def test_an_environment_that_is_not_the_endpoints_is_refused(nodes: Nodes) -> No
     assert "is in prod, and not in dev" in found.stderr
 
 
-def test_replicas_that_run_without_a_name_are_not_counted_twice(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a single node, whose inventory only says what all versions together hold."""
-    for each in nodes.nodes:
-        each["held"].clear()
-    nodes.hold("gpu-1", "all versions", 1, 4)
-    nodes.hold("gpu-2", "all versions", 1, 4)
+def test_the_plan_of_a_rollout_asks_for_room_on_one_node(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 GPUs are free, 2 on each of four nodes, and a replica needs 4."""
+    nodes.hold("gpu-1", "other", 1, 2)
+    nodes.hold("gpu-2", "other", 1, 2)
+    for name in ("gpu-3", "gpu-4"):
+        nodes.add(name)
+        nodes.hold(name, "other", 1, 6)
     monkeypatch.setattr("rollout.planning.plan.running_replicas", lambda *_: {"1.0.0": 2, "2.0.0": 0})
-    assert rollout(nodes)["blue-green"]["fits"]
+
+    found = CliRunner().invoke(app, ["rollout", "plan", ENDPOINT, "--to", "2.0.0"])
+    assert found.exit_code == 1
+    assert (
+        "It does not fit: it lacks a place for 2 of diagnostics/prod.scan-2.0.0 (new): pool h100 lacks 4 GPUs on one "
+        "node (8 free, at most 2 together). Would fit: rolling with max_surge 0 and max_unavailable 1." in found.stdout
+    )
+    plan = json.loads(CliRunner().invoke(app, ["rollout", "plan", ENDPOINT, "--to", "2.0.0", "--json"]).stdout)
+    assert (plan["fits"], plan["lacking"]) == (False, {})
+    assert plan["without_place"][0]["replicas"] == 2

@@ -486,7 +486,7 @@ def test_the_first_step_waits_for_approval_too(world: World) -> None:
     steps = tuple(plan_steps(START, DONE, settings.model_copy(update={"steps": (10.0, 100.0)}), {OLD: 2, NEW: 2}))
     nothing: Amount = {"cpu": 0, "memory": 0, "gpu": 0}
     fits = Peak(nothing, nothing, nothing)
-    plan = Plan(ENDPOINT, "canary", START, DONE, steps, fits, (), Duration(1, 1), None, (), ())
+    plan = Plan(ENDPOINT, "canary", START, DONE, steps, fits, (), (), Duration(1, 1), None, (), ())
     releases = cast("Releases", SimpleNamespace(revisions=lambda _: [], pulumi=world.means().releases.pulumi))
     state = new_rollout(releases, world.project, world.endpoint, plan, settings, "ada", world.clock.now())
     world.clock.at(100, lambda: ask(world, "promote"))

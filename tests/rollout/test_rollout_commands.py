@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from cli.rollout import app
 from cli.rollout.watching import follow
-from infra.contracts import Amount, ObservationError, QueryError, Room
+from infra.contracts import Amount, Held, NodeInventory, ObservationError, QueryError, Room
 from rollout.analysis.samples import Look
 from rollout.driving.progress import Progress, progress_of
 from rollout.driving.starting import require_startable
@@ -48,6 +48,29 @@ class StandInReleases:
     def room(self) -> Room:
         total = Amount(cpu=8.0, memory=self.memory, gpu=0)
         return {"total": total, "reserved": Amount(cpu=1.0, memory=2**33, gpu=0)}
+
+    def inventory(self) -> list[NodeInventory]:
+        reserved = self.room()["reserved"]
+        held: Held = {
+            "holder": "others",
+            "replicas": 1,
+            "priority": "serving",
+            "cpu": reserved["cpu"],
+            "memory": reserved["memory"],
+            "gpus": {},
+        }
+        return [
+            {
+                "name": "node",
+                "pool": "",
+                "product": None,
+                "ready": True,
+                "cpu": 8.0,
+                "memory": self.memory,
+                "gpus": {},
+                "held": [held],
+            }
+        ]
 
     def query(self, promql: str) -> list[tuple[dict[str, str], float]]:
         found = self.gate if promql.startswith("revenue") else self.rate if ":requests:" in promql else None

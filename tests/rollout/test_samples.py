@@ -440,7 +440,7 @@ def test_a_query_that_gives_no_vector_is_told_from_metrics_that_are_away(
     query: str, said: str, prometheus: tuple[str, subprocess.Popen[bytes]], tmp_path: Path
 ):
     url, _ = prometheus
-    exports = {"internals": {"directory": str(tmp_path), "gpus": []}, "metrics_url": url}
+    exports = {"environment": "dev", "internals": {"directory": str(tmp_path), "gpus": []}, "metrics_url": url}
     observer = Observer(cast("PlatformExports", exports))
     until(lambda: answers(observer), what="Prometheus answers")
     with pytest.raises(QueryError, match=said):

@@ -37,7 +37,7 @@ def test_a_version_that_serves_under_an_autoscaler_is_taken_back_to_what_serves(
     steps = tuple(plan_steps({OLD: 100}, {NEW: 100}, settings, {OLD: 1, NEW: 1}))
     nothing: Amount = {"cpu": 0, "memory": 0, "gpu": 0}
     fits = Peak(nothing, nothing, nothing)
-    plan = Plan(ENDPOINT, "canary", {OLD: 100}, {NEW: 100}, steps, fits, (), Duration(1, 1), None, (), ())
+    plan = Plan(ENDPOINT, "canary", {OLD: 100}, {NEW: 100}, steps, fits, (), (), Duration(1, 1), None, (), ())
     stacks = world.means().releases
     releases = cast("Releases", SimpleNamespace(revisions=lambda _: [], pulumi=stacks.pulumi, observer=stacks.observer))
     state = new_rollout(releases, world.project, world.endpoint, plan, settings, "ada", world.clock.now())

@@ -18,7 +18,7 @@ from tests.single_node.running_node import QUICK, TEAM, RunningNode
 def exports(node: RunningNode, gpus: list[str] | None = None) -> PlatformExports:
     """As much of a platform's outputs as is read here."""
     internals = {"directory": str(node.node.directory), "gpus": gpus or []}
-    return cast("PlatformExports", {"internals": internals, "metrics_url": "http://127.0.0.1:9"})
+    return cast("PlatformExports", {"environment": "dev", "internals": internals, "metrics_url": "http://127.0.0.1:9"})
 
 
 def weights(node: RunningNode, model: str) -> dict[str, int]:
@@ -129,6 +129,13 @@ def test_room_is_the_machines_less_what_replicas_are_promised(own_node: RunningN
     servers.converge(limited, 2, QUICK, 20)
     servers.converge(own_node.spec(model, "1.1.0"), 1, QUICK, 20)
     assert observer.room()["reserved"] == {"cpu": 3.0, "memory": 2**30, "gpu": 2}
+    [machine] = observer.inventory()
+    limited_ones = {"cpu": 3.0, "memory": 2**30, "gpus": {"nvidia.com/gpu": 2}}
+    assert {each["holder"]: each["replicas"] for each in machine["held"]} == {
+        f"{TEAM}/dev.{model}-1.0.0": 2,
+        f"{TEAM}/dev.{model}-1.1.0": 1,
+    }
+    assert limited_ones.items() <= machine["held"][0].items()
 
     servers.converge(limited, 1, QUICK, 20)
     assert observer.room()["reserved"] == {"cpu": 1.5, "memory": 2**29, "gpu": 1}

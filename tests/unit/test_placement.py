@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -631,6 +632,14 @@ def test_nodes_that_take_nothing_new_are_left_out() -> None:
     found = from_inventory([node("n1", held("m", 1, 1), ready=False), node("n2")])
     assert [each.name for pool in found.pools for each in pool.nodes] == ["n2"]
     assert not found.demands
+
+
+def test_a_node_that_has_less_than_runs_on_it_is_full() -> None:
+    """Promised twice over, or without a GPU that it had; or a Pod's part of what is held is no whole number."""
+    busy = held("m", 3, 3) | {"cpu": 70.0, "memory": 512 * GIB + 1}
+    found = from_inventory([node("n1", busy, gpus={WHOLE_GPU: 2}), node("n2")])
+    more = [replace(each, replicas=each.replicas + 1) for each in found.demands]
+    assert [each.node for each in place(found.pools, more, found.running).assignments] == ["n1", "n2"]
 
 
 def test_what_no_demand_can_say_takes_from_its_node() -> None:

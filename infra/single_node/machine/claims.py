@@ -9,12 +9,11 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any, TypedDict
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, TypedDict
 
 import psutil
 
-from infra.contracts import Amount
 from infra.files import read_json, write_json
 from infra.single_node.machine.limits import Limits
 from infra.single_node.machine.node import Node, NodeError
@@ -27,6 +26,26 @@ class Claims(TypedDict):
     """Device ids by owner."""
     limits: dict[str, dict[str, Any]]
     """What a replica may take of processors and memory, as `Limits`, by owner."""
+    versions: dict[str, dict[str, str]]
+    """Whose replica an owner is, as `VersionName`."""
+
+
+class VersionName(NamedTuple):
+    team: str
+    model: str
+    version: str
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What a version's replicas together hold; a limit that isn't set counts as nothing."""
+
+    replicas: int
+    cpu: float
+    """Cores."""
+    memory: int
+    """Bytes."""
+    gpu: int
 
 
 def claim_ports(node: Node, owner: str, purposes: Sequence[str], within: tuple[int, int]) -> dict[str, int]:
@@ -71,18 +90,19 @@ def claim_gpus(node: Node, owner: str, count: int, inventory: Sequence[str]) -> 
         return claims["gpus"].get(owner, [])
 
 
-def note_limits(node: Node, owner: str, limits: Limits) -> None:
-    """Notes what `owner` may take of processors and memory."""
+def note_limits(node: Node, owner: str, limits: Limits, of: VersionName) -> None:
+    """Notes what `owner`, a replica of a version, may take of processors and memory."""
     with node.locked("claims"):
         claims = _read(node)
         claims["limits"][owner] = asdict(limits)
+        claims["versions"][owner] = of._asdict()
         write_json(node.claims, claims)
 
 
 def release(node: Node, owner: str) -> None:
     with node.locked("claims"):
         claims = _read(node)
-        for held in (claims["ports"], claims["gpus"], claims["limits"]):
+        for held in (claims["ports"], claims["gpus"], claims["limits"], claims["versions"]):
             held.pop(owner, None)
         write_json(node.claims, claims)
 
@@ -95,15 +115,23 @@ def gpus_of(node: Node, owner: str) -> list[str]:
     return _read(node)["gpus"].get(owner, [])
 
 
-def reserved(node: Node) -> Amount:
-    """What all owners together hold; a limit that isn't set counts as nothing."""
+def holdings(node: Node) -> dict[VersionName, Holding]:
+    """What each version holds."""
     claims = _read(node)
-    limits = [Limits(**noted) for noted in claims["limits"].values()]
-    return {
-        "cpu": sum(limit.cpu or 0.0 for limit in limits),
-        "memory": sum(limit.memory or 0 for limit in limits),
-        "gpu": sum(len(devices) for devices in claims["gpus"].values()),
-    }
+    found: dict[VersionName, list[str]] = {}
+    for owner, name in claims["versions"].items():
+        found.setdefault(VersionName(**name), []).append(owner)
+    return {version: _holding(claims, owners) for version, owners in found.items()}
+
+
+def _holding(claims: Claims, replicas: Sequence[str]) -> Holding:
+    limits = [Limits(**claims["limits"].get(replica, {})) for replica in replicas]
+    return Holding(
+        replicas=len(replicas),
+        cpu=sum(limit.cpu or 0.0 for limit in limits),
+        memory=sum(limit.memory or 0 for limit in limits),
+        gpu=sum(len(claims["gpus"].get(replica, [])) for replica in replicas),
+    )
 
 
 def is_port_free(port: int, address: str = "127.0.0.1") -> bool:
@@ -143,7 +171,7 @@ def detect_gpus() -> list[str]:
 
 
 def _read(node: Node) -> Claims:
-    claims: Claims = {"ports": {}, "gpus": {}, "limits": {}}
+    claims: Claims = {"ports": {}, "gpus": {}, "limits": {}, "versions": {}}
     # A node that is older than one of the kinds has none of it.
     return claims | read_json(node.claims, {})
 

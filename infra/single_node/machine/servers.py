@@ -19,7 +19,15 @@ from typing import Any, Protocol
 
 from infra.names import version_id
 from infra.settings.version import Health, ServerSettings
-from infra.single_node.machine.claims import claim_gpus, claim_ports, gpus_of, note_limits, ports_of, release
+from infra.single_node.machine.claims import (
+    VersionName,
+    claim_gpus,
+    claim_ports,
+    gpus_of,
+    note_limits,
+    ports_of,
+    release,
+)
 from infra.single_node.machine.limits import Limits
 from infra.single_node.machine.metrics import Targets
 from infra.single_node.machine.node import Node, NodeError
@@ -201,7 +209,7 @@ class Servers:
             claim_ports(self._node, name, purposes, self._port_range),
             claim_gpus(self._node, name, spec.gpus, self._gpu_inventory),
         )
-        note_limits(self._node, name, spec.limits)
+        note_limits(self._node, name, spec.limits, VersionName(spec.team, spec.model, spec.version))
         self._runtime.start(spec, replica)
         self._wait_until_ready(spec, replica, ready_seconds)
         return replica

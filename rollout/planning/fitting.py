@@ -1,16 +1,13 @@
-"""What a rollout holds at its peak under each strategy, whether the nodes have room for it, and what would make some.
-
-Pure.
-"""
+"""Whether the nodes have room for a rollout all the way, under each strategy, and what would make some. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from infra.contracts import NodeInventory
 from infra.names import version_stack
-from infra.placement import Assignment, Changes, Demand, Unplaced, from_inventory, make_room, place
+from infra.placement import Assignment, Changes, Demand, Unplaced, from_inventory, make_room, without_place
 from infra.settings import VersionSettings
 from infra.settings.rollout import RolloutSettings
 from rollout.planning.alternatives import alternatives
@@ -35,7 +32,7 @@ class StrategyFit:
     """GPUs, slices or shares that they hold together."""
     lacking: tuple[Unplaced, ...]
     changes: Changes | None
-    """What would make room then; None where it fits."""
+    """What would make room then; None where it fits, or nobody asked."""
 
     @property
     def fits(self) -> bool:
@@ -53,8 +50,6 @@ class Rollout:
     versions: Mapping[str, VersionSettings]
     """Of both."""
     settings: RolloutSettings
-    unnamed: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Replicas by version that run where the environment doesn't say who holds what, and so end nowhere."""
 
 
 def demand_of(team: str, settings: VersionSettings, replicas: int | None = None) -> Demand:
@@ -77,19 +72,25 @@ def demand_of(team: str, settings: VersionSettings, replicas: int | None = None)
 
 
 def strategy_fits(
-    rollout: Rollout, nodes: Sequence[NodeInventory], known: Mapping[str, Demand], *, seconds: float = 5.0
+    rollout: Rollout,
+    nodes: Sequence[NodeInventory],
+    known: Mapping[str, Demand],
+    *,
+    seconds: float = 5.0,
+    advise: bool = True,
 ) -> Iterator[StrategyFit]:
     """The endpoint's own strategy, then all others, with the same options.
 
     Args:
         nodes: What there is, and who holds it now.
         known: What configs say of holders, by address.
-        seconds: For the search of what to change, at most, for each strategy.
+        seconds: For a search, at most.
+        advise: Whether to say what would make room.
     """
     options = [(rollout.settings.strategy, rollout.settings), *alternatives(rollout.settings)]
     room = _Room(rollout, nodes, known, seconds)
     for name, settings in options:
-        yield room.of(name, settings)
+        yield room.of(name, settings, advise=advise)
 
 
 class _Room:
@@ -102,7 +103,7 @@ class _Room:
         self._kinds = {version: list(self._kinds_of(demand.name)) for version, demand in self._demands.items()}
         """The demands of what runs of each version."""
 
-    def of(self, strategy: str, settings: RolloutSettings) -> StrategyFit:
+    def of(self, strategy: str, settings: RolloutSettings, *, advise: bool) -> StrategyFit:
         rollout = self._rollout
         replicas = {version: its.replicas for version, its in rollout.versions.items()}
         try:
@@ -113,15 +114,17 @@ class _Room:
         peak: dict[str, int] = {}
         for moment in _greatest(moments(steps, running)):
             demands, assignments = self._at(moment)
-            placed = place(self._inventory.pools, demands, assignments, seconds=self._seconds)
-            if placed.unplaced:
-                changes = make_room(self._inventory.pools, demands, assignments, seconds=self._seconds)
-                return StrategyFit(strategy, None, moment, self._gpus(moment), placed.unplaced, changes)
+            pools, changes = self._inventory.pools, None
+            lacking = without_place(pools, demands, assignments, seconds=self._seconds)
+            if lacking:
+                if advise:
+                    changes = make_room(pools, demands, assignments, seconds=self._seconds)
+                return StrategyFit(strategy, None, moment, self._gpus(moment), lacking, changes)
             peak = max(peak, moment, key=lambda each: (self._gpus(each), sum(each.values())))
         return StrategyFit(strategy, None, peak, self._gpus(peak), (), None)
 
     def _running(self, version: str) -> int:
-        return sum(kind.replicas for kind in self._kinds[version]) + self._rollout.unnamed.get(version, 0)
+        return sum(kind.replicas for kind in self._kinds[version])
 
     def _kinds_of(self, name: str) -> Iterator[Demand]:
         for demand in self._inventory.demands:
