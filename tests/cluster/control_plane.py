@@ -28,6 +28,8 @@ from tests.deadline import until
 from tests.plugins.kubernetes.api import Api, ApiError, Connection
 
 COMMANDS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
+SERVICE_ADDRESSES = "10.96.0.0/16"
+"""Where the ClusterIPs of Services are."""
 
 _READY_SECONDS = 60
 _ADMINISTRATORS = "system:masters"
@@ -109,7 +111,7 @@ class ControlPlane:
             f"--service-account-key-file={key}",
             f"--service-account-signing-key-file={key}",
             "--service-account-issuer=https://kubernetes.default.svc",
-            "--service-cluster-ip-range=10.96.0.0/16",
+            f"--service-cluster-ip-range={SERVICE_ADDRESSES}",
             "--authorization-mode=Node,RBAC",
             "--allow-privileged",
             "--feature-gates=ImageVolume=true",

@@ -28,6 +28,8 @@ USER = 65532
 
 _PLACE = Path("/opt/lepton")
 _ENVIRONMENT, _PROJECT, _COMMANDS = _PLACE / "environment", _PLACE / "project", _PLACE / "bin"
+_PROGRAMS = _PLACE / "programs"
+_MOUNTED = ("prometheus", "kube-state-metrics")
 _COMMAND = f"""\
 #!{_ENVIRONMENT}/bin/python
 import sys
@@ -68,11 +70,17 @@ def mounts() -> dict[Path, Path]:
     # The virtual environment leads to a Python that may lie anywhere.
     python = Path(sys.base_prefix).resolve()
     same = [path for path in [*system, python] if path.exists() and not any(other in path.parents for other in system)]
-    return {path: path for path in same} | {_ENVIRONMENT: Path(sys.prefix).resolve(), _PROJECT: REPOSITORY}
+    found = {_PROGRAMS / name: Path(path).resolve() for name in _MOUNTED if (path := shutil.which(name))}
+    return {path: path for path in same} | {_ENVIRONMENT: Path(sys.prefix).resolve(), _PROJECT: REPOSITORY} | found
 
 
 def build(
-    name: str, files: Mapping[str, bytes] | None = None, *, command: Sequence[str] = (), env: Mapping[str, str] = {}
+    name: str,
+    files: Mapping[str, bytes] | None = None,
+    *,
+    entrypoint: Sequence[str] = (),
+    command: Sequence[str] = (),
+    env: Mapping[str, str] = {},
 ) -> Image:
     """An image with these programs (mode 0755) at these absolute paths."""
     commands = {f"{_COMMANDS}/{name}": _COMMAND.replace("NAME", name).encode() for name in ("lepton", "mlserver")}
@@ -83,7 +91,11 @@ def build(
         {
             "architecture": _architecture(),
             "os": "linux",
-            "config": {"Env": [f"{key}={value}" for key, value in environment.items()], "Cmd": list(command)},
+            "config": {
+                "Env": [f"{key}={value}" for key, value in environment.items()],
+                "Entrypoint": list(entrypoint),
+                "Cmd": list(command),
+            },
             "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
         }
     )
@@ -114,6 +126,15 @@ def pause() -> Image:
     libraries = subprocess.run(["ldd", sleep], capture_output=True, text=True, check=True).stdout
     paths = [sleep, *re.findall(r"(/\S+) \(0x", libraries)]
     return build("pause", {path: Path(path).read_bytes() for path in paths}, command=[sleep, "infinity"])
+
+
+def prometheus() -> Image:
+    """This machine's, which its Pods only give arguments to."""
+    return build("prometheus", entrypoint=[str(_PROGRAMS / "prometheus")])
+
+
+def kube_state_metrics() -> Image:
+    return build("kube-state-metrics", entrypoint=[str(_PROGRAMS / "kube-state-metrics")])
 
 
 def _layer(files: dict[str, bytes]) -> bytes:

@@ -22,7 +22,7 @@ import psutil
 import yaml
 
 from tests.cluster import images
-from tests.cluster.control_plane import ControlPlane
+from tests.cluster.control_plane import SERVICE_ADDRESSES, ControlPlane
 from tests.cluster.daemon import Daemon
 from tests.cluster.images import Image
 from tests.cluster.real_node_needs import network_plugins
@@ -57,6 +57,8 @@ set -eu
 mount --bind "$FOLDER/lib" /var/lib
 mount --bind "$FOLDER/log" /var/log
 mount -t tmpfs tmpfs /run
+# The kubelet's cAdvisor looks nowhere else for whose a container is.
+mkdir /run/containerd && ln -s "$SOCKET" /run/containerd/containerd.sock
 for file in $(cd "$FOLDER/tunables" && find . -type f); do mount --bind "$FOLDER/tunables/$file" "/proc/sys/$file"; done
 until ip link show dev eth0 >/dev/null 2>&1; do sleep 0.02; done
 ip link set lo up
@@ -176,6 +178,12 @@ class RealNode:
         self._control_plane.api.patch("v1", "Node", self.name, None, status, subresource="status")
         until(lambda: self._allocatable().items() >= amounts.items(), what=f"the node offering {amounts}")
 
+    def run(self, *command: str) -> str:
+        """Runs a command of this machine in the node's network, and returns what it says."""
+        init = self._init()
+        assert init, "the node has ended"
+        return _run("nsenter", f"--target={init.pid}", "--net", "--mount", *command)
+
     def processes(self) -> list[psutil.Process]:
         """Of the node, containers' included."""
         init = self._init()
@@ -240,7 +248,8 @@ class RealNode:
             "type": "host-local",
             "dataDir": str(self.folder / "addresses"),
             "ranges": [[{"subnet": f"{network}.0/24", "rangeStart": f"{network}.10", "gateway": self.host}]],
-            "routes": [{"dst": "0.0.0.0/0"}],
+            # Services' addresses are the node's affair, as soon as there is something at it that knows them.
+            "routes": [{"dst": "0.0.0.0/0"}, {"dst": SERVICE_ADDRESSES, "gw": self.address}],
         }
         # The bridge has the cable as a port: Pods and this machine are neighbours, and nothing is forwarded.
         bridge = {"type": "bridge", "bridge": "cni0", "ipam": addresses}

@@ -155,3 +155,27 @@ def test_a_platform_is_not_made_anew_where_the_current_context_leads(
     up = sandbox.up()
     assert up.status == 0, up
     assert sandbox.objects() == made
+
+
+def test_a_platform_that_pulumi_was_told_to_forget_is_brought_up_anew(
+    sandbox: PlatformSandbox, other: ControlPlane
+) -> None:
+    """By the words of the refusal. Another cluster is then taken for what it is, and what is there is taken over."""
+    assert sandbox.up().status == 0
+    made = sandbox.objects()
+    forgotten = sandbox.pulumi(
+        "stack", "rm", "--force", "--yes", "--preserve-config", sandbox.name, team=PLATFORM_PROJECT
+    )
+    assert forgotten.status == 0, forgotten
+
+    here = sandbox.settings["existing"]
+    sandbox.write_platform(existing={"kubeconfig": str(other.kubeconfig)})
+    up = sandbox.up()
+    assert up.status != 0
+    assert "the cluster can't serve this environment" in up.err, up
+    assert "leads to another cluster" not in up.err
+
+    sandbox.write_platform(existing=here)
+    up = sandbox.up()
+    assert up.status == 0, up
+    assert sandbox.objects() == made

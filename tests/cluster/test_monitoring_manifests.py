@@ -150,12 +150,19 @@ def test_a_cluster_that_is_yet_to_be_made_needs_to_be_told() -> None:
 
 
 def test_no_update_waits_for_secrets_that_nobody_can_have_made_yet() -> None:
-    def unawaited(**monitoring: Any) -> set[str]:
-        made = workloads(objects(settings(**monitoring)))
-        return {m["metadata"]["name"] for m in made if "pulumi.com/skipAwait" in m["metadata"].get("annotations", {})}
+    def unawaited(**monitoring: Any) -> set[tuple[str, str]]:
+        return {
+            (made["kind"], made["metadata"]["name"])
+            for made in objects(settings(**monitoring))
+            if "pulumi.com/skipAwait" in made["metadata"].get("annotations", {})
+        }
 
-    assert unawaited() == {"grafana"}
-    assert unawaited(alert_secrets=["pager"]) == {"grafana", "alertmanager"}
+    grafana = {("Deployment", "grafana"), ("Service", "grafana")}
+    assert unawaited() == grafana
+    assert unawaited(alert_secrets=["pager"]) == grafana | {
+        ("StatefulSet", "alertmanager"),
+        ("Service", "alertmanager"),
+    }
 
 
 def test_a_changed_config_makes_new_pods_of_what_reads_it() -> None:

@@ -40,6 +40,18 @@ def test_a_sticky_endpoints_split_is_seen_by_clients_that_each_come_for_the_firs
         assert versions_seen(f"{url}/diagnostics/scan", "scan", 100) == {V1: 50, V2: 50}
 
 
+def test_servers_that_never_say_their_version_are_not_asked_for_long() -> None:
+    asked: list[Message] = []
+
+    def silent(headers: Message) -> Answer:
+        asked.append(headers)
+        return 404, {}, {}
+
+    with answering(silent) as url:
+        assert versions_seen(f"{url}/diagnostics/scan", "scan", 200) is None
+    assert len(asked) < 50
+
+
 def test_a_private_ca_is_trusted_where_ssl_cert_file_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     certificate = make_certificate(tmp_path)
     with answering(lambda _: (200, {VERSION_HEADER: V1}, {}), certificate) as url:

@@ -59,7 +59,7 @@ def alertmanager(settings: ClusterSettings, environment: str) -> list[Manifest]:
         *part.account(),
         config,
         part.stateful_set(pod, _STORAGE, settings.monitoring.storage_class),
-        part.service(PORT),
+        part.service(pod),
         part.disruption_budget(),
         part.network_policy(PORT, ["prometheus", "grafana"]),
     ]

@@ -88,7 +88,7 @@ def grafana(settings: ClusterSettings, environment: str) -> list[Manifest]:
         provisioning,
         shown,
         part.deployment(pod),
-        part.service(PORT),
+        part.service(pod),
         part.disruption_budget(),
         part.network_policy(PORT),
     ]

@@ -44,7 +44,7 @@ def kube_state_metrics(settings: ClusterSettings, environment: str) -> list[Mani
     return [
         *part.account(rules),
         part.deployment(pod),
-        part.service(PORT),
+        part.service(pod),
         part.disruption_budget(),
         part.network_policy(PORT, clients),
     ]

@@ -77,7 +77,7 @@ def prometheus(settings: ClusterSettings, environment: str, gateway: GatewayKind
         config,
         rules,
         part.stateful_set(pod, size(monitoring.storage), monitoring.storage_class),
-        part.service(PORT),
+        part.service(pod),
         part.disruption_budget(),
         part.network_policy(PORT),
     ]

@@ -66,9 +66,11 @@ class Part:
     def config_map(self, data: Mapping[str, str], name: str | None = None) -> Manifest:
         return self.object("v1", "ConfigMap", name, data=dict(data))
 
-    def service(self, port: int) -> Manifest:
-        ports = [{"name": "http", "port": port, "targetPort": "http", "protocol": "TCP"}]
-        return self.object("v1", "Service", spec={"type": "ClusterIP", "selector": self.selector, "ports": ports})
+    def service(self, pod: PodSpec) -> Manifest:
+        ports = [{"name": "http", "port": pod.port, "targetPort": "http", "protocol": "TCP"}]
+        spec = {"type": "ClusterIP", "selector": self.selector, "ports": ports}
+        # pulumi-kubernetes waits for a Service's endpoints as well.
+        return self._awaited(self.object("v1", "Service", spec=spec), pod)
 
     def deployment(self, pod: PodSpec) -> Manifest:
         spec = {
