@@ -2,6 +2,7 @@
 
 A family whose commands are all on PATH is left alone. Any other is built from its pinned Go modules, once a machine:
 into the user's cache, under a key made of everything that decides the outcome. A second clone only links.
+An optional family is built only when it is named.
 Needs Python 3.11 and nothing else, and Go where there is something to build.
 
     python tools/install.py [FAMILY...]
@@ -44,6 +45,7 @@ class Family:
     name: str
     commands: list[str]
     minutes: int
+    optional: bool = False
     build: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
     copy: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     rename: dict[str, str] = field(default_factory=dict[str, str])
@@ -58,8 +60,8 @@ def say(family: Family, text: str) -> None:
     print(f"{family.name}: {text}", flush=True)
 
 
-def install(family: Family, cache: Path) -> None:
-    """Makes the family's commands reachable, from PATH or from `.tools/bin`.
+def install(family: Family, cache: Path, *, named: bool = True) -> None:
+    """Makes the family's commands reachable, from PATH or from `.tools/bin`. An optional one isn't built unless named.
 
     Raises:
         InstallError: when that takes a build and Go is missing or the build fails.
@@ -69,12 +71,17 @@ def install(family: Family, cache: Path) -> None:
         say(family, f"on PATH already, in {place}")
         return
     go = shutil.which("go")
+    if go is None and family.optional and not named:
+        return
     if go is None:
         raise InstallError(
             f"{family.name}: there is no `go` on PATH to build it with. Install either Go {go_needed(family)} or newer,"
             f" or the commands themselves: {', '.join(family.commands)}"
         )
     built = cache / f"{family.name}-{key(family, go)}"
+    if family.optional and not named and not built.is_dir():
+        say(family, f"optional; `python tools/install.py {family.name}` builds it (about {family.minutes} min)")
+        return
     with lock(family, cache):
         if built.is_dir():
             say(family, "built already")
@@ -213,7 +220,7 @@ def main(names: list[str]) -> int:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lepton" / "tools"
     try:
         for name in names or families:
-            install(families[name], cache)
+            install(families[name], cache, named=bool(names))
     except InstallError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -11,6 +11,7 @@ from typing import Any
 
 from infra.cluster.internals import GatewayFacts
 from infra.cluster.manifests import Manifest
+from infra.cluster.manifests.gateway import supported_features
 from infra.errors import UserError
 from infra.settings.endpoint import EndpointSettings
 
@@ -45,6 +46,21 @@ _MATCHES_PATTERNS = frozenset(
 )
 """Controllers that match headers by regular expressions, which the API leaves to them and has no feature name for."""
 
+_UNSAID = {
+    "gateway.envoyproxy.io/gatewayclass-controller": (
+        _BACKEND_HEADERS,
+        _BACKEND_TIMEOUT,
+        _GRPC,
+        _MIRROR,
+        _MIRROR_SHARE,
+        _PATH_REWRITE,
+        _REQUEST_TIMEOUT,
+        _RESPONSE_HEADERS,
+        *_RETRY,
+    )
+}
+"""What controllers can do that never fill `status.supportedFeatures`."""
+
 _KEEPS_SESSIONS = frozenset({"gateway.envoyproxy.io/gatewayclass-controller"})
 """Controllers that do `sessionPersistence`, an experimental field without a feature name."""
 
@@ -67,6 +83,11 @@ class Abilities:
     retries: bool
     sessions: bool
     grpc: bool
+
+
+def class_features(found: Manifest) -> list[str]:
+    """What a GatewayClass can do: what its status says; where that says nothing, what its controller is known for."""
+    return supported_features(found) or list(_UNSAID.get(found["spec"]["controllerName"], ()))
 
 
 def lacking(routes: Manifest) -> list[str]:

@@ -24,7 +24,8 @@ from infra.settings import EndpointSettings
 from infra.settings.cluster import GatewaySettings, TeamSettings
 from tests.cluster.control_plane import ControlPlane, free_ports
 from tests.cluster.daemon import Daemon
-from tests.cluster.gateway import CLASS, CONTROLLER, GatewayClass, put_behind
+from tests.cluster.envoy_gateway import EnvoyGatewayClass
+from tests.cluster.gateway import GatewayClass, put_behind
 from tests.deadline import until
 
 MODEL = "tumour"
@@ -33,16 +34,20 @@ MODEL = "tumour"
 class EndpointWorld:
     """One environment and one team, of names that no other test's have."""
 
-    def __init__(self, control_plane: ControlPlane, gateway_class: GatewayClass, server: Path) -> None:
+    def __init__(
+        self, control_plane: ControlPlane, gateway_class: GatewayClass | EnvoyGatewayClass, server: Path
+    ) -> None:
         self.control_plane = control_plane
         unique = uuid.uuid4().hex[:8]
         self.environment, self.team = f"env-{unique}", f"team-{unique}"
         self._server = server
         self._folder = Path(tempfile.mkdtemp(dir=control_plane.folder))
         self._servers: dict[str, Daemon] = {}
+        self.ports: dict[str, int] = {}
+        """Of the versions' servers, on every address."""
         self._namespace = control_plane.namespace(f"platform-{unique}")
         control_plane.apply_all(*team_objects(self.environment, self.team))
-        settings = GatewaySettings(class_name=CLASS, port=gateway_class.port)
+        settings = GatewaySettings(class_name=gateway_class.name, port=gateway_class.port)
         control_plane.apply(gateway(self.environment, self._namespace, [self.team], settings))
         self.platform = cast(
             "PlatformExports",
@@ -58,8 +63,8 @@ class EndpointWorld:
                     "gateway": {
                         "name": "lepton",
                         "namespace": self._namespace,
-                        "class_name": CLASS,
-                        "controller": CONTROLLER,
+                        "class_name": gateway_class.name,
+                        "controller": gateway_class.controller,
                         "features": gateway_class.features,
                         "listeners": {self.team: "http"},
                         "hostnames": {},
@@ -97,6 +102,7 @@ class EndpointWorld:
                 *("--model", MODEL, "--version", version, "--quiet"),
             )
             self._servers[version] = daemon
+            self.ports[version] = port
             until(lambda daemon=daemon: "listening" in daemon.log.read_text(), what=f"{version} listening")
             put_behind(self.control_plane, self.namespace(version), SERVER, port, name="http")
 

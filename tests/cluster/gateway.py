@@ -26,6 +26,9 @@ class GatewayClass:
     with TLS on `tls_port`.
     """
 
+    name = CLASS
+    controller = CONTROLLER
+
     def __init__(self, control_plane: ControlPlane) -> None:
         self._control_plane = control_plane
         self._daemon = Daemon("traefik", control_plane.folder)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from infra.cluster.features import UnsupportedError, abilities, lacking, refuse_unsupported
+from infra.cluster.features import UnsupportedError, abilities, class_features, lacking, refuse_unsupported
 from infra.cluster.internals import GatewayFacts
 from tests.cluster.endpoint_world import endpoint_settings
 
@@ -114,6 +114,24 @@ def test_a_class_that_filters_headers_of_backends_names_versions_in_the_split() 
     assert abilities(facts(*EVERYTHING)).names_version_in_split
     assert not abilities(facts(*TRAEFIK)).names_version_in_split
     assert abilities(facts(*TRAEFIK)).names_version_of_pins
+
+
+def test_a_class_of_a_known_controller_that_never_says_what_it_can_do_is_taken_to_do_it() -> None:
+    found: dict[str, Any] = {"spec": {"controllerName": ENVOY_GATEWAY}, "status": {}}
+    known = class_features(found)
+    settings = {
+        "retries": 3,
+        "shadow": {"version": "1.0.0", "percent": 5},
+        "timeouts": {"total": "5s", "per_try": "1s"},
+    }
+    refuse_unsupported(
+        endpoint_settings({"1.0.0": 1}, **settings, sticky={"cookie": {"name": "c"}}),
+        facts(*known, controller=ENVOY_GATEWAY),
+    )
+    assert abilities(facts(*known)).grpc
+    found["status"] = {"supportedFeatures": [{"name": "HTTPRoute"}]}
+    assert class_features(found) == ["HTTPRoute"]
+    assert class_features({"spec": {"controllerName": "example.com/controller"}}) == []
 
 
 def lacks(gateway: GatewayFacts, *fields: str) -> GatewayFacts:

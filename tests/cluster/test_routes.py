@@ -169,12 +169,20 @@ def test_a_pin_of_another_version_is_answered_by_nobody_where_the_class_matches_
 # -- timeouts, retries, sessions
 
 
+def test_requests_for_streams_meet_the_refusal_of_unknown_pins_first_where_exact_values_go_before_patterns() -> None:
+    (route,) = routes({"1.0.0": 1}, facts(*EVERYTHING, controller=ENVOY_GATEWAY))
+    _, refusal, streams, _ = rules(route)
+    kinds = [rule["matches"][0]["headers"][0]["type"] for rule in (refusal, streams)]
+    assert kinds == ["RegularExpression", "RegularExpression"]
+
+
 def test_a_request_is_bounded_but_where_its_answer_streams() -> None:
     (route,) = routes({"1.0.0": 3, "2.0.0": 1}, facts(*EVERYTHING), timeouts={"total": "90s"})
     *_, streams, rest = rules(route)
     assert rest["timeouts"] == {"request": "1m30s"}
     assert streams["matches"][0]["headers"] == [{"type": "Exact", "name": "accept", "value": "text/event-stream"}]
-    assert "timeouts" not in streams
+    # A class may bound what says nothing.
+    assert streams["timeouts"] == {"request": "0s"}
     assert streams["backendRefs"] == rest["backendRefs"]
 
 
@@ -186,7 +194,8 @@ def test_an_attempt_is_bounded_when_that_was_asked_for_and_never_beyond_the_whol
 
 def test_answers_of_openai_servers_may_stream_and_are_not_bounded() -> None:
     (route,) = routes({"1.0.0": 1}, facts(*EVERYTHING), protocol="openai", timeouts={"total": "10s"})
-    assert all("timeouts" not in rule for rule in rules(route))
+    assert all(rule["timeouts"] == {"request": "0s"} for rule in rules(route))
+    assert "timeouts" not in split(routes({"1.0.0": 1}, facts(*TRAEFIK), protocol="openai")[0])
     with pytest.raises(UnsupportedError, match=r"timeouts\.per_try.*may stream"):
         routes({"1.0.0": 1}, facts(*EVERYTHING), protocol="openai", timeouts={"per_try": "10s"})
 
@@ -206,6 +215,17 @@ def test_a_client_with_the_cookie_stays_where_it_was() -> None:
         "absoluteTimeout": "2h",
         "cookieConfig": {"lifetimeType": "Permanent"},
     }
+
+
+def test_backends_that_keep_sessions_have_no_filters_as_a_session_would_end_with_them() -> None:
+    gateway = facts(*EVERYTHING, controller=ENVOY_GATEWAY)
+    settings: dict[str, Any] = {"sticky": {"cookie": {"name": "client"}}}
+    http, grpc = routes({"1.0.0": 1, "2.0.0": 1}, gateway, grpc=True, **settings)
+    pin, *_, streams, rest = rules(http)
+    assert not any("filters" in backend for rule in (streams, rest) for backend in rule["backendRefs"])
+    assert pin["filters"][1]["type"] == "ResponseHeaderModifier"
+    # Sessions are HTTP's alone.
+    assert all("filters" in backend for backend in split(grpc)["backendRefs"])
 
 
 @pytest.mark.parametrize(

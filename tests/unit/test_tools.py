@@ -155,6 +155,31 @@ def test_two_checkouts_at_once_build_once(checkout: Checkout, tmp_path: Path) ->
     assert [one.greeting() for one in both] == ["hello world"] * 2
 
 
+def test_an_optional_family_is_built_when_it_is_named_and_linked_where_it_is_built(
+    checkout: Checkout, tmp_path: Path
+) -> None:
+    second = check_out(tmp_path / "second", checkout.cache, checkout.go_cache)
+    for one in (checkout, second):
+        pins = one.folder / "tools" / "pins.toml"
+        pins.write_text(pins.read_text().replace("minutes = 1", "minutes = 1\noptional = true"))
+    done = checkout.install()
+    assert (done.returncode, done.stdout) == (
+        0,
+        "greeter: optional; `python tools/install.py greeter` builds it (about 1 min)\n",
+    )
+    assert not checkout.bin.exists()
+    assert "building" in checkout.install(None, "greeter").stdout
+    assert second.install().stdout == "greeter: built already\n"
+    assert second.greeting() == "hello world"
+
+
+def test_an_optional_family_asks_for_no_go(checkout: Checkout, tmp_path: Path) -> None:
+    pins = checkout.folder / "tools" / "pins.toml"
+    pins.write_text(pins.read_text().replace("minutes = 1", "minutes = 1\noptional = true"))
+    (tmp_path / "empty").mkdir()
+    assert checkout.install(str(tmp_path / "empty")).returncode == 0
+
+
 def test_a_changed_pin_builds_anew(checkout: Checkout) -> None:
     checkout.install()
     checkout.pin("moon")

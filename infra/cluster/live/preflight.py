@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from infra.cluster.features import lacking
+from infra.cluster.features import class_features, lacking
 from infra.cluster.live.api import Api, NotFoundError
 from infra.cluster.manifests import Manifest
-from infra.cluster.manifests.gateway import class_problem, supported_features
+from infra.cluster.manifests.gateway import class_problem
 from infra.cluster.manifests.gpus import gpu_namespace
 from infra.cluster.names import ENVIRONMENT_LABEL, MANAGED_BY, TEAM_LABEL, VERSION_LABEL, team_namespace
 from infra.contracts import ObservationError
@@ -75,7 +75,7 @@ def preflight(api: Api, environment: str, settings: ClusterSettings, is_in: str 
     return ClusterFacts(
         identity=identity,
         controller=gateway_class["spec"]["controllerName"],
-        features=supported_features(gateway_class) if features is None else list(features),
+        features=class_features(gateway_class) if features is None else list(features),
         lacks=lacking(routes) if routes else [],
         nodes=nodes,
     )

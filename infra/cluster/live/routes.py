@@ -10,7 +10,15 @@ from urllib.parse import quote
 from infra.cluster.internals import ClusterInternals, GatewayFacts
 from infra.cluster.live.api import Api, ConflictError, NotFoundError
 from infra.cluster.manifests import Manifest
-from infra.cluster.manifests.routes import API_VERSION, GRPC_ROUTE, HTTP_ROUTE, is_split, split_backends, traffic_in
+from infra.cluster.manifests.routes import (
+    API_VERSION,
+    GRPC_ROUTE,
+    HTTP_ROUTE,
+    SESSIONS,
+    is_split,
+    split_backends,
+    traffic_in,
+)
 from infra.cluster.names import MODEL_LABEL, VARIANTS_ANNOTATION, route_name, team_namespace
 from infra.contracts import ObservationError, Traffic
 
@@ -69,8 +77,12 @@ class LiveRoutes:
         namespaces = self._variants(found := self._all(), weights)
         for route in found:
             if _splits(route):
-                backends = split_backends(weights, namespaces, self._gateway, grpc=route["kind"] == GRPC_ROUTE)
-                after = self._patch(route, [backends] * len(route["spec"]["rules"]))
+                grpc = route["kind"] == GRPC_ROUTE
+                backends = [
+                    split_backends(weights, namespaces, self._gateway, grpc=grpc, sticky=SESSIONS in rule)
+                    for rule in route["spec"]["rules"]
+                ]
+                after = self._patch(route, backends)
                 self._written.append((route, after))
 
     def take_back(self) -> list[str]:

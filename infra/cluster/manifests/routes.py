@@ -45,12 +45,16 @@ Json = dict[str, Any]
 API_VERSION = "gateway.networking.k8s.io/v1"
 HTTP_ROUTE = "HTTPRoute"
 GRPC_ROUTE = "GRPCRoute"
+SESSIONS = "sessionPersistence"
+"""Of a rule: that it keeps clients at a version."""
 SHADOW_ANNOTATION = "lepton/shadow"
 """On a route: JSON, as VARIANTS_ANNOTATION, of the version that gets copies."""
 
 _MOST_RULES = 16
 _MOST_BACKENDS = 16
 _MILLION = 1_000_000
+_UNBOUNDED: Json = {"timeouts": {"request": "0s"}}
+"""Where a rule doesn't say so, classes have a limit of their own: Envoy Gateway 15 s."""
 _UNITS = (("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1))
 
 
@@ -128,10 +132,19 @@ def is_split(rule: Mapping[str, Any]) -> bool:
 
 
 def split_backends(
-    weights: Mapping[str, int], namespaces: Mapping[str, str], gateway: GatewayFacts, *, grpc: bool = False
+    weights: Mapping[str, int],
+    namespaces: Mapping[str, str],
+    gateway: GatewayFacts,
+    *,
+    grpc: bool = False,
+    sticky: bool = False,
 ) -> list[Json]:
-    """The `backendRefs` of a rule that draws a variant; those of weight 0 are none."""
-    names = abilities(gateway).names_version_in_split
+    """The `backendRefs` of a rule that draws a variant; those of weight 0 are none.
+
+    `sticky`: the rule keeps sessions. Its answers then name no version: Envoy Gateway makes a cluster of each backend
+    with filters, draws one for each request, and keeps a session in there alone.
+    """
+    names = abilities(gateway).names_version_in_split and not sticky
     return [
         _backend(namespaces[version], grpc=grpc)
         | {"weight": weight}
@@ -195,8 +208,10 @@ def _http_routes(endpoint: _Endpoint) -> list[Manifest]:
             {"matches": [_match(endpoint, {"type": "RegularExpression", "name": VERSION_HEADER, "value": ".+"})]}
         )
     if streams:
-        events: Json = {"type": "Exact", "name": "accept", "value": "text/event-stream"}
-        rules.append(_split(endpoint, _match(endpoint, events), {}))
+        # Envoy Gateway takes exact values before patterns, so as one this would come before the refusal.
+        kind = "RegularExpression" if refusal else "Exact"
+        events: Json = {"type": kind, "name": "accept", "value": "text/event-stream"}
+        rules.append(_split(endpoint, _match(endpoint, events), _UNBOUNDED))
     rules.append(_split(endpoint, _match(endpoint), timeouts))
     name = route_name(endpoint.settings.model)
     main = _route(endpoint, HTTP_ROUTE, name, rules)
@@ -209,20 +224,22 @@ def _http_routes(endpoint: _Endpoint) -> list[Manifest]:
 
 def _split(endpoint: _Endpoint, match: Json, timeouts: Json) -> Json:
     settings, can = endpoint.settings, endpoint.can
+    cookie = settings.sticky and settings.sticky.cookie if can.sessions else None
+    namespaces = _namespaces(endpoint)
     rule: Json = {
         "matches": [match],
         "filters": [_rewrite(), *_mirrors(endpoint, grpc=False)],
-        "backendRefs": split_backends(settings.weights, _namespaces(endpoint), endpoint.gateway),
+        "backendRefs": split_backends(settings.weights, namespaces, endpoint.gateway, sticky=bool(cookie)),
         **timeouts,
     }
     if can.retries and settings.retries:
         # Without codes, only requests of which no answer came are sent again.
         rule["retry"] = {"attempts": settings.retries}
-    if can.sessions and settings.sticky and settings.sticky.cookie:
-        rule["sessionPersistence"] = {
-            "sessionName": settings.sticky.cookie.name,
+    if cookie:
+        rule[SESSIONS] = {
+            "sessionName": cookie.name,
             "type": "Cookie",
-            "absoluteTimeout": duration(settings.sticky.cookie.ttl),
+            "absoluteTimeout": duration(cookie.ttl),
             "cookieConfig": {"lifetimeType": "Permanent"},
         }
     return rule
@@ -243,6 +260,8 @@ def _timeouts(endpoint: _Endpoint, *, limited: bool) -> Json:
     found: dict[str, str] = {}
     if limited:
         found["request"] = duration(given.total)
+    elif endpoint.can.total_timeout:
+        found |= _UNBOUNDED["timeouts"]
     # By default an attempt is bounded until its answer starts; this bounds it until its answer ends.
     if endpoint.can.attempt_timeout and "per_try" in given.model_fields_set:
         found["backendRequest"] = duration(min(given.per_try, given.total) if limited else given.per_try)
