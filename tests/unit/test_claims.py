@@ -11,15 +11,18 @@ from pathlib import Path
 import pytest
 
 from infra.single_node.machine.claims import (
+    Holding,
+    VersionName,
     claim_gpus,
     claim_ports,
     detect_gpus,
+    gpus_of,
+    holdings,
     is_port_free,
     listener,
     note_limits,
     ports_of,
     release,
-    reserved,
 )
 from infra.single_node.machine.limits import Limits
 from infra.single_node.machine.node import Node, NodeError
@@ -179,19 +182,22 @@ def test_a_driver_that_does_not_answer_is_no_gpus(tmp_path: Path, monkeypatch: p
     assert detect_gpus() == []
 
 
-def test_what_owners_hold_is_summed_and_a_limit_that_is_not_set_is_nothing(node: Node) -> None:
-    note_limits(node, "a", Limits(cpu=0.5, memory=100))
-    note_limits(node, "b", Limits(memory=20))
-    note_limits(node, "c", Limits())
+def test_what_a_versions_replicas_hold_is_summed_and_a_limit_that_is_not_set_is_nothing(node: Node) -> None:
+    old, new = VersionName("diagnostics", "scan", "1.0.0"), VersionName("diagnostics", "scan", "2.0.0")
+    note_limits(node, "a", Limits(cpu=0.5, memory=100), old)
+    note_limits(node, "b", Limits(memory=20), old)
+    note_limits(node, "c", Limits(), new)
     claim_gpus(node, "b", 2, ["0", "1", "2"])
-    assert reserved(node) == {"cpu": 0.5, "memory": 120, "gpu": 2}
-    note_limits(node, "a", Limits(cpu=1.5))
+    assert holdings(node) == {old: Holding(2, 0.5, 120, 2), new: Holding(1, 0, 0, 0)}
+    note_limits(node, "a", Limits(cpu=1.5), old)
     release(node, "b")
-    assert reserved(node) == {"cpu": 1.5, "memory": 0, "gpu": 0}
+    release(node, "c")
+    assert holdings(node) == {old: Holding(1, 1.5, 0, 0)}
 
 
 def test_claims_that_were_written_before_limits_were_noted_can_be_read(node: Node) -> None:
     node.claims.write_text('{"ports": {"a": {"http": 20000}}, "gpus": {"a": ["0"]}}')
-    assert reserved(node) == {"cpu": 0, "memory": 0, "gpu": 1}
+    assert holdings(node) == {}
+    assert gpus_of(node, "a") == ["0"]
     release(node, "a")
-    assert reserved(node)["gpu"] == 0
+    assert gpus_of(node, "a") == []

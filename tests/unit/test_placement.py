@@ -636,7 +636,8 @@ def test_nodes_that_take_nothing_new_are_left_out() -> None:
 
 def test_a_node_that_has_less_than_runs_on_it_is_full() -> None:
     """Promised twice over, or without a GPU that it had; or a Pod's part of what is held is no whole number."""
-    busy = held("m", 3, 3) | {"cpu": 70.0, "memory": 512 * GIB + 1}
+    busy = held("m", 3, 3)
+    busy.update(cpu=70.0, memory=512 * GIB + 1)
     found = from_inventory([node("n1", busy, gpus={WHOLE_GPU: 2}), node("n2")])
     more = [replace(each, replicas=each.replicas + 1) for each in found.demands]
     assert [each.node for each in place(found.pools, more, found.running).assignments] == ["n1", "n2"]
