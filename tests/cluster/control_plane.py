@@ -10,7 +10,9 @@ import json
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +213,23 @@ class ControlPlane:
     def apply_all(self, *manifests: dict[str, Any]) -> None:
         for manifest in manifests:
             self.apply(manifest)
+
+    def define(self, definitions: Sequence[dict[str, Any]]) -> None:
+        """Applies CustomResourceDefinitions; once it returns, the API server serves what they define."""
+        for definition in definitions:
+            self.apply(definition)
+        for definition in definitions:
+            group, kind = definition["spec"]["group"], definition["spec"]["names"]["kind"]
+            for version in (each["name"] for each in definition["spec"]["versions"] if each["served"]):
+                served = partial(self._serves, f"{group}/{version}", kind)
+                until(served, _READY_SECONDS, what=f"{kind} of {group}/{version} being served")
+
+    def _serves(self, api_version: str, kind: str) -> bool:
+        # Established is said before the API server's discovery knows of it.
+        with suppress(ApiError):
+            self.list(api_version, kind)
+            return True
+        return False
 
     def get(self, api_version: str, kind: str, name: str, namespace: str | None = None) -> dict[str, Any] | None:
         return self.api.get(api_version, kind, name, namespace)

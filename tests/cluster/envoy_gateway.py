@@ -127,10 +127,7 @@ class EnvoyGatewayClass:
 
     def _install_resources(self) -> None:
         documents = [yaml.safe_load(file.read_text()) for folder in _CRDS for file in sorted(folder.glob("*.yaml"))]
-        self.control_plane.apply_all(*documents)
-        for document in documents:
-            name = document["metadata"]["name"]
-            until(lambda name=name: self._is_established(name), _READY_SECONDS, what=f"{name} being established")
+        self.control_plane.define(documents)
         own = {"namespace": self.control_plane.namespace(_NAMESPACE), "name": CLASS}
         self.control_plane.apply_all(
             {"apiVersion": _OWN_API, "kind": "EnvoyProxy", "metadata": own, "spec": _PROXY},
@@ -177,11 +174,6 @@ class EnvoyGatewayClass:
     def _is_accepted(self) -> bool:
         assert self._daemon.running, f"envoy-gateway ended:\n{self._daemon.last_words()}"
         return _has(self.found, "Accepted")
-
-    def _is_established(self, name: str) -> bool:
-        return _has(
-            self.control_plane.get("apiextensions.k8s.io/v1", "CustomResourceDefinition", name) or {}, "Established"
-        )
 
 
 class EnvoyProxy:

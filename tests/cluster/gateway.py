@@ -97,10 +97,7 @@ class GatewayClass:
     def install_resources(self) -> None:
         """The Gateway API's CustomResourceDefinitions, once the API server serves them."""
         documents: list[dict[str, Any]] = [yaml.safe_load(file.read_text()) for file in sorted(_CRDS.glob("*.yaml"))]
-        self._control_plane.apply_all(*documents)
-        for document in documents:
-            name = document["metadata"]["name"]
-            until(lambda name=name: self._is_established(name), _READY_SECONDS, what=f"{name} being established")
+        self._control_plane.define(documents)
 
     @property
     def features(self) -> list[str]:
@@ -112,11 +109,6 @@ class GatewayClass:
         assert self._daemon.running, f"traefik ended:\n{self._daemon.last_words()}"
         found = self._control_plane.get(_GATEWAY_API, "GatewayClass", CLASS) or {}
         return _has(found, "Accepted") and bool(self.features)
-
-    def _is_established(self, name: str) -> bool:
-        return _has(
-            self._control_plane.get("apiextensions.k8s.io/v1", "CustomResourceDefinition", name) or {}, "Established"
-        )
 
 
 def put_behind(

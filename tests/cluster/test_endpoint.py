@@ -419,7 +419,7 @@ def test_the_api_server_keeps_a_claimed_version_whoever_deletes_it(world: Endpoi
         world.make_room(V1)
         return False
 
-    until(refused, 30, what="the policy being in force")
+    until(refused, 120, what="the policy being in force")
     with pytest.raises(ApiError, match="take it out of the endpoint's variants"):
         cluster.delete("v1", "Service", SERVER, namespace)
     cluster.delete("v1", "Service", SERVER, world.namespace(V2))
@@ -432,7 +432,7 @@ def test_the_api_server_keeps_a_claimed_version_whoever_deletes_it(world: Endpoi
             return False
         return True
 
-    until(deleted, 30, what="the claim being gone")
+    until(deleted, 120, what="the claim being gone")
 
 
 def test_a_claim_that_is_gone_is_put_back_where_its_namespace_is_there(world: EndpointWorld) -> None:

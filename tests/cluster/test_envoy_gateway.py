@@ -17,8 +17,8 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from mlserver.grpc.dataplane_pb2 import ModelInferRequest, ModelInferResponse
-from mlserver.grpc.dataplane_pb2_grpc import (
+from tritonclient.grpc import service_pb2
+from tritonclient.grpc.service_pb2_grpc import (
     GRPCInferenceServiceServicer,
     GRPCInferenceServiceStub,
     add_GRPCInferenceServiceServicer_to_server,
@@ -45,6 +45,8 @@ from tests.deadline import until
 
 V1, V2, SHADOW = "1.0.0", "2.0.0", "3.0.0-rc.1"
 EVENLY = {V1: 1, V2: 1}
+OIP: Any = service_pb2
+"""The protocol's messages, whose classes are made when they are imported."""
 SAMPLE = {"inputs": [{"name": "x", "shape": [1], "datatype": "FP64", "data": [1.0]}]}
 _SECONDS = 60
 
@@ -355,8 +357,8 @@ class _Grpc(GRPCInferenceServiceServicer):
     def __init__(self, version: str) -> None:
         self._version = version
 
-    def ModelInfer(self, request: ModelInferRequest, context: grpc.ServicerContext) -> ModelInferResponse:
-        return ModelInferResponse(model_name=request.model_name, model_version=self._version)
+    def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:
+        return OIP.ModelInferResponse(model_name=request.model_name, model_version=self._version)
 
 
 @contextmanager
@@ -389,7 +391,7 @@ def test_grpc_requests_are_split_and_pinned_at_the_endpoints_host_name(world: Wo
 
             def version_of(*metadata: tuple[str, str]) -> tuple[str, object]:
                 """By what the server says, and by the answer's header."""
-                asked = ModelInferRequest(model_name=MODEL)
+                asked = OIP.ModelInferRequest(model_name=MODEL)
                 answer, call = stub.ModelInfer.with_call(asked, metadata=metadata, timeout=10)
                 return answer.model_version, dict(call.initial_metadata()).get("x-model-version")
 

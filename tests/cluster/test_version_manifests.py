@@ -8,7 +8,6 @@ import json
 import re
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -781,22 +780,13 @@ def cluster(control_plane: ControlPlane, gateway_class: GatewayClass) -> Control
     """With the kinds of the Gateway API, of LeaderWorkerSet and of KEDA, and the platform's priority classes."""
     for manifest in priority_classes("lepton"):
         control_plane.apply(manifest)
-    for file in (*SHARE.glob("lws/*.yaml"), *SHARE.glob("keda/*.yaml")):
-        definition = yaml.safe_load(file.read_text())
+    files = [*SHARE.glob("lws/*.yaml"), *SHARE.glob("keda/*.yaml")]
+    definitions: list[dict[str, Any]] = [yaml.safe_load(file.read_text()) for file in files]
+    for definition in definitions:
         # Who converts between its versions isn't here, and there is one.
         definition["spec"].pop("conversion", None)
-        control_plane.apply(definition)
-        kind = definition["spec"]["names"]["kind"]
-        group = f"{definition['spec']['group']}/{definition['spec']['versions'][0]['name']}"
-        until(lambda group=group, kind=kind: _is_served(control_plane, group, kind), 30, what=f"{kind} being served")
+    control_plane.define(definitions)
     return control_plane
-
-
-def _is_served(control_plane: ControlPlane, group: str, kind: str) -> bool:
-    with suppress(ApiError):
-        control_plane.list(group, kind)
-        return True
-    return False
 
 
 @pytest.fixture
