@@ -35,10 +35,12 @@ _FIELDS = {
 }
 """Fields of an HTTPRoute's rule that not each release and channel of the Gateway API has, and what needs them."""
 
+_ENVOY_GATEWAY = "gateway.envoyproxy.io/gatewayclass-controller"
+
 _MATCHES_PATTERNS = frozenset(
     {
         "traefik.io/gateway-controller",
-        "gateway.envoyproxy.io/gatewayclass-controller",
+        _ENVOY_GATEWAY,
         "istio.io/gateway-controller",
         "io.cilium/gateway-controller",
         "kgateway.dev/kgateway",
@@ -47,7 +49,7 @@ _MATCHES_PATTERNS = frozenset(
 """Controllers that match headers by regular expressions, which the API leaves to them and has no feature name for."""
 
 _UNSAID = {
-    "gateway.envoyproxy.io/gatewayclass-controller": (
+    _ENVOY_GATEWAY: (
         _BACKEND_HEADERS,
         _BACKEND_TIMEOUT,
         _GRPC,
@@ -61,7 +63,7 @@ _UNSAID = {
 }
 """What controllers can do that never fill `status.supportedFeatures`."""
 
-_KEEPS_SESSIONS = frozenset({"gateway.envoyproxy.io/gatewayclass-controller"})
+_KEEPS_SESSIONS = frozenset({_ENVOY_GATEWAY})
 """Controllers that do `sessionPersistence`, an experimental field without a feature name."""
 
 

@@ -29,7 +29,28 @@ def place(
         PlacementError: where the input doesn't go together: a name given twice, something that runs without room.
     """
     running = tuple(running)
-    (best, left), method = _first_fit(pools, demands, running), "first-fit-decreasing"
+    return _searched(pools, demands, running, _first_fit(pools, demands, running), seconds)
+
+
+def without_place(
+    pools: Sequence[Pool], demands: Sequence[Demand], running: Iterable[Assignment] = (), *, seconds: float = 10.0
+) -> tuple[Unplaced, ...]:
+    """What finds no room, as `place` says it; where all does, this is known without a search for the best places."""
+    running = tuple(running)
+    first = _first_fit(pools, demands, running)
+    _, left = first
+    return _searched(pools, demands, running, first, seconds).unplaced if left else ()
+
+
+def _searched(
+    pools: Sequence[Pool],
+    demands: Sequence[Demand],
+    running: tuple[Assignment, ...],
+    first: tuple[State, dict[str, int]],
+    seconds: float,
+) -> Placement:
+    """What first-fit found, or the better that CP-SAT does."""
+    (best, left), method = first, "first-fit-decreasing"
     rank = rank_of(best, left)
     bound = _bound(best, running)
     proven = not left and (rank[-1] == bound or best.assignments == list(running))
@@ -47,15 +68,6 @@ def place(
             if proven:
                 bound = best.gpus_used
     return placement(best, left, bound, exact=proven, method=method)
-
-
-def without_place(
-    pools: Sequence[Pool], demands: Sequence[Demand], running: Iterable[Assignment] = (), *, seconds: float = 10.0
-) -> tuple[Unplaced, ...]:
-    """What finds no room, as `place` says it; where all does, this is known without a search for the best places."""
-    running = tuple(running)
-    _, left = _first_fit(pools, demands, running)
-    return place(pools, demands, running, seconds=seconds).unplaced if left else ()
 
 
 def placement(state: State, left: Mapping[str, int], bound: int, *, exact: bool, method: str) -> Placement:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from infra.contracts import NodeInventory, ObservationError, PlatformExports, QueryError, Room, Traffic
+from infra.contracts import Amount, NodeInventory, ObservationError, PlatformExports, QueryError, Room, Traffic
 from infra.names import endpoint_id, version_stack
 from infra.single_node.machine import metrics
 from infra.single_node.machine.claims import holdings
@@ -54,11 +54,7 @@ class Observer:
         with _observing():
             held = holdings(self._node).values()
         return {
-            "total": {
-                "cpu": float(len(os.sched_getaffinity(0))),
-                "memory": psutil.virtual_memory().total,
-                "gpu": self._gpus,
-            },
+            "total": self._total(),
             "reserved": {
                 "cpu": sum(each.cpu for each in held),
                 "memory": sum(each.memory for each in held),
@@ -67,7 +63,7 @@ class Observer:
         }
 
     def inventory(self) -> list[NodeInventory]:
-        total = self.room()["total"]
+        total = self._total()
         with _observing():
             held = holdings(self._node)
         return [
@@ -100,6 +96,13 @@ class Observer:
     def split(self, team: str, model: str, requests: int) -> dict[str, int] | None:
         """None: `traffic` is Envoy's own word."""
         return None
+
+    def _total(self) -> Amount:
+        return {
+            "cpu": float(len(os.sched_getaffinity(0))),
+            "memory": psutil.virtual_memory().total,
+            "gpu": self._gpus,
+        }
 
 
 def _gpus(count: int) -> dict[str, int]:

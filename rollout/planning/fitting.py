@@ -114,11 +114,9 @@ class _Room:
         peak: dict[str, int] = {}
         for moment in _greatest(moments(steps, running)):
             demands, assignments = self._at(moment)
-            pools, changes = self._inventory.pools, None
-            lacking = without_place(pools, demands, assignments, seconds=self._seconds)
-            if lacking:
-                if advise:
-                    changes = make_room(pools, demands, assignments, seconds=self._seconds)
+            asked = self._inventory.pools, demands, assignments
+            if lacking := without_place(*asked, seconds=self._seconds):
+                changes = make_room(*asked, seconds=self._seconds) if advise else None
                 return StrategyFit(strategy, None, moment, self._gpus(moment), lacking, changes)
             peak = max(peak, moment, key=lambda each: (self._gpus(each), sum(each.values())))
         return StrategyFit(strategy, None, peak, self._gpus(peak), (), None)

@@ -20,9 +20,11 @@ import pytest
 import yaml
 
 from infra.cluster.features import class_features
+from infra.single_node.machine.claims import is_port_free
 from infra.single_node.machine.envoy import find_envoy
 from tests.cluster.control_plane import ControlPlane, free_ports
 from tests.cluster.daemon import Daemon, missing
+from tests.cluster.gateway import has_condition
 from tests.deadline import until
 
 CLASS = "envoy"
@@ -84,7 +86,7 @@ class EnvoyGatewayClass:
     def require_ports() -> None:
         """Skips the test where somebody else has ports that Envoy Gateway can't do without."""
         deadline = time.monotonic() + _FREE_SECONDS
-        while taken := [port for port in _FIXED_PORTS if not _is_free(port)]:
+        while taken := [port for port in _FIXED_PORTS if not is_port_free(port, "0.0.0.0")]:
             if time.monotonic() > deadline:
                 pytest.skip(f"Envoy Gateway listens on these ports, which others have here: {taken}")
             time.sleep(0.5)
@@ -173,7 +175,7 @@ class EnvoyGatewayClass:
 
     def _is_accepted(self) -> bool:
         assert self._daemon.running, f"envoy-gateway ended:\n{self._daemon.last_words()}"
-        return _has(self.found, "Accepted")
+        return has_condition(self.found, "Accepted")
 
 
 class EnvoyProxy:
@@ -268,18 +270,3 @@ def _address(cluster: dict[str, Any]) -> dict[str, Any]:
 def _is_taken(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError:
-            return False
-    return True
-
-
-def _has(found: dict[str, Any], condition: str) -> bool:
-    conditions = (found.get("status") or {}).get("conditions") or []
-    return any(entry["type"] == condition and entry["status"] == "True" for entry in conditions)

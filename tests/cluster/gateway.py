@@ -108,7 +108,7 @@ class GatewayClass:
     def _is_accepted(self) -> bool:
         assert self._daemon.running, f"traefik ended:\n{self._daemon.last_words()}"
         found = self._control_plane.get(_GATEWAY_API, "GatewayClass", CLASS) or {}
-        return _has(found, "Accepted") and bool(self.features)
+        return has_condition(found, "Accepted") and bool(self.features)
 
 
 def put_behind(
@@ -140,6 +140,6 @@ def put_behind(
     return slice_name
 
 
-def _has(found: dict[str, Any], condition: str) -> bool:
+def has_condition(found: dict[str, Any], condition: str) -> bool:
     conditions = (found.get("status") or {}).get("conditions") or []
     return any(entry["type"] == condition and entry["status"] == "True" for entry in conditions)
