@@ -23,7 +23,7 @@ from infra.single_node.machine.node import NodeError
 
 # Named, not imported: a benchmark whose libraries are missing must not take the others with it.
 BENCHMARKS = ("router", "split", "weight_change", "rollback", "packaging", "catalogue", "placement")
-ON_REQUEST = ("fleet",)
+ON_REQUEST = ("fleet", "one_stack")
 """Such as take hours: run where they are named."""
 _ALL = (*BENCHMARKS, *ON_REQUEST)
 
@@ -31,7 +31,9 @@ _ALL = (*BENCHMARKS, *ON_REQUEST)
 def main(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help=f"Which: {', '.join(_ALL)}. Default: all but {', '.join(ON_REQUEST)}, which takes hours."),
+        typer.Argument(
+            help=f"Which: {', '.join(_ALL)}. Default: all but {' and '.join(ON_REQUEST)}, which take hours."
+        ),
     ] = None,
     rounds: Annotated[
         int, typer.Option(min=1, help="Interleaved rounds over which min, median and max are taken.")

@@ -2,7 +2,7 @@
 
 The control plane and the gateway are real; nodes only say that they run Pods. Each command is measured from its start
 to its end, engine and all, with the memory of its processes; those of the cluster are left out. What is compared is
-done in turns. At last the same versions are made as one stack.
+done in turns.
 
 LEPTON_FLEET: the larger environment's number of versions, 1,000 if not given.
 """
@@ -11,25 +11,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.progress import Progress
 
 from benchmarks import results
-from benchmarks.fleet_project import Fleet, Measured, Version
-from benchmarks.monolith import Monolith
-from benchmarks.processes import BenchmarkError
+from benchmarks.fleet_project import FLEET, Fleet, Measured, Version
+from benchmarks.processes import BenchmarkError, ended_gently
 from benchmarks.results import Cell, Figures, Goal, Result, Spread, Table
 from benchmarks.simulated_cluster import SimulatedCluster, simulated_cluster
 
-FLEET = (10, 1000)
-"""Versions of the smaller and of the larger environment."""
-MONOLITHS = (100, 250)
-"""Sizes of the one stack before that of the larger environment."""
+SMALLER = 10
+"""Versions of the smaller environment."""
 GOAL_WEIGHT_CHANGE = 1.1
 GOAL_PREVIEW = 1.25
 SMALL, LARGE = "small", "large"
@@ -38,19 +34,17 @@ SMALL, LARGE = "small", "large"
 def run(directory: Path, rounds: int, seconds: float, progress: Progress) -> Result:
     """What was measured is kept part by part, so that a run that is cut leaves the parts before."""
     del seconds
-    sizes = (FLEET[0], int(os.environ.get("LEPTON_FLEET", FLEET[1])))
+    sizes = (SMALLER, int(os.environ.get("LEPTON_FLEET", FLEET)))
     if sizes[1] < sizes[0]:
         raise BenchmarkError(f"LEPTON_FLEET: given {sizes[1]}: the larger environment has at least {sizes[0]} versions")
     result = Result("fleet", {"versions": sizes[1], "of_the_smaller": sizes[0], "rounds": rounds})
-    ones = [size for size in MONOLITHS if size < sizes[1]] + [sizes[1]]
-    with _ended_gently(), simulated_cluster(directory / "cluster", 2 * sum(sizes) + sum(ones) + 2 * rounds) as cluster:
+    with ended_gently(), simulated_cluster(directory / "cluster", 2 * sum(sizes) + 2 * rounds) as cluster:
         benchmark = _Benchmark(directory, cluster, sizes, rounds, progress, result)
         benchmark.bring_up()
         for name, part in {
             "weight changes": benchmark.change_weights,
             "new versions": benchmark.add_versions,
             "previews": benchmark.preview,
-            "one stack": lambda: benchmark.as_one_stack(ones),
             "a preview of everything": benchmark.preview_everything,
             "bringing up again": benchmark.bring_up_again,
         }.items():
@@ -62,16 +56,6 @@ def run(directory: Path, rounds: int, seconds: float, progress: Progress) -> Res
     return result
 
 
-@contextlib.contextmanager
-def _ended_gently() -> Iterator[None]:
-    """SIGTERM ends the benchmark as an interrupt does: nothing of it is left."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 @dataclass
 class _Benchmark:
     directory: Path
@@ -81,8 +65,6 @@ class _Benchmark:
     progress: Progress
     result: Result
     fleets: dict[str, Fleet] = field(init=False)
-    replicas: int = 1
-    """Of the one version that is changed in turns: 1 or 2."""
 
     def __post_init__(self) -> None:
         self.fleets = {
@@ -172,57 +154,12 @@ class _Benchmark:
         rows = [_row(name, one) for name, one in measured.items()]
         self._table("`lepton up` again, nothing changed", ["", "s", "MiB at most", "load"], rows)
 
-    def as_one_stack(self, sizes: Sequence[int]) -> None:
-        """The versions of the larger environment as one stack, and one of them changed in turns with the same change
-        by `lepton deploy`.
-        """
-        fleet = self.fleets[LARGE]
-        largest = max(fleet.states()) / 2**10
-        rows: list[list[Cell]] = []
-        columns = ["", "created in s", "MiB at most", "state, MiB", "beside the largest of many", "one changed, s"]
-        self._table("One stack of all", [*columns, "`lepton deploy`, s", "ratio", "load"], rows)
-        for size in sizes:
-            results.write(self.result)
-            one = Monolith(self.directory / f"all-{size}", fleet, size)
-            try:
-                made = self._say(f"one stack of {size}", one.up())
-                turns = [self._change_in_turns(one, fleet, number) for number in range(self.rounds)]
-            except TimeoutError as error:
-                self.result.left_out.append(f"{size:,} versions as one stack: {error}")
-                break
-            self.result.rounds[f"one stack of {size}"] = [{"create": made.figures}, *turns]
-            ratios = [turn["one stack"]["seconds"] / turn["lepton deploy"]["seconds"] for turn in turns]
-            rows.append(
-                [
-                    f"{size:,} versions",
-                    made.seconds,
-                    made.peak_mib,
-                    one.state_bytes / 2**20,
-                    one.state_bytes / 2**10 / largest,
-                    Spread.of([turn["one stack"]["seconds"] for turn in turns]),
-                    Spread.of([turn["lepton deploy"]["seconds"] for turn in turns]),
-                    Spread.of(ratios),
-                    made.load,
-                ]
-            )
-
     # -- inside
 
     def _up(self, name: str) -> Measured:
         fleet = self.fleets[name]
         with self._bar(f"fleet, {name} up", fleet.stacks) as done:
             return self._say(f"{name} up", fleet.lepton("up", name, "--requests", "0", told=done))
-
-    def _change_in_turns(self, one: Monolith, fleet: Fleet, number: int) -> Figures:
-        version = fleet.versions[0]
-        self.replicas = 3 - self.replicas
-        fleet.configure(version, replicas=self.replicas)
-        commands: dict[str, Callable[[], Measured]] = {
-            "one stack": one.up,
-            "lepton deploy": lambda: fleet.lepton("deploy", version.address),
-        }
-        order = sorted(commands, reverse=number % 2 == 1)
-        return {name: self._say(f"a change, {name}", commands[name]()).figures for name in order}
 
     def _compare(self, key: str, title: str, measure: Callable[[Fleet, int], Measured]) -> float:
         """Measures in both environments in turns; returns the median ratio of the larger to the smaller."""
@@ -254,10 +191,7 @@ class _Benchmark:
 
     def _say(self, what: str, measured: Measured) -> Measured:
         """Says on the way what came of a command, as a run may take hours."""
-        self.progress.console.print(
-            f"fleet: {what}: {measured.seconds:.1f} s, {measured.peak_mib:.0f} MiB, load {measured.load:.1f}",
-            highlight=False,
-        )
+        self.progress.console.print(f"fleet: {what}: {measured}", highlight=False)
         return measured
 
     @contextlib.contextmanager

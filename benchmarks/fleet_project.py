@@ -24,6 +24,8 @@ from model_packaging.stores import open_store
 from tests.cluster.gateway import CLASS
 from tests.plugins.kubernetes import with_plugin
 
+FLEET = 1000
+"""Versions of a large fleet, where LEPTON_FLEET doesn't say."""
 TEAMS = 25
 VERSIONS_OF_A_MODEL = 4
 WEIGHTS = (90, 10, 0, 0)
@@ -49,6 +51,9 @@ class Measured:
     @property
     def figures(self) -> dict[str, float]:
         return {"seconds": self.seconds, "peak_mib": self.peak_mib, "load": self.load}
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.1f} s, {self.peak_mib:.0f} MiB, load {self.load:.1f}"
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,21 @@ class Fleet:
     # -- what a user writes
 
     def write(self, done: Callable[[], object]) -> None:
-        """`done` is called for each version."""
+        """All of it. `done` is called for each version."""
+        self.found()
+        for version in self.versions:
+            self.add(version)
+            done()
+        for model in dict.fromkeys((version.team, version.model) for version in self.versions):
+            of_it = [version for version in self.versions if (version.team, version.model) == model]
+            variants = [
+                {"version": version.version, "weight": weight} for version, weight in zip(of_it, WEIGHTS, strict=False)
+            ]
+            document = {"environment": self.environment, "model": model[1], "variants": variants}
+            self._write(model[0], f"{self.environment}.{model[1]}", "endpoint", document)
+
+    def found(self) -> None:
+        """The platform, and the teams without anything."""
         shutil.copytree(
             ROOT / "stacks/platform",
             self.folder / "stacks/platform",
@@ -111,16 +130,6 @@ class Fleet:
             folder.mkdir()
             (folder / "Pulumi.yaml").write_text(yaml.safe_dump({"name": team, "runtime": {"name": "python"}}))
             shutil.copy(ROOT / "stacks/diagnostics/__main__.py", folder)
-        for version in self.versions:
-            self.add(version)
-            done()
-        for model in dict.fromkeys((version.team, version.model) for version in self.versions):
-            of_it = [version for version in self.versions if (version.team, version.model) == model]
-            variants = [
-                {"version": version.version, "weight": weight} for version, weight in zip(of_it, WEIGHTS, strict=False)
-            ]
-            document = {"environment": self.environment, "model": model[1], "variants": variants}
-            self._write(model[0], f"{self.environment}.{model[1]}", "endpoint", document)
 
     def add(self, version: Version) -> None:
         """A version's artifact and its config."""

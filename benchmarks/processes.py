@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -26,6 +27,16 @@ class BenchmarkError(Exception):
 
 class MissingToolError(BenchmarkError):
     """A command that isn't there, and the Debian package that has it."""
+
+
+@contextlib.contextmanager
+def ended_gently() -> Iterator[None]:
+    """SIGTERM ends the benchmark as an interrupt does: nothing of it is left."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(frozen=True)

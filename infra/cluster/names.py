@@ -20,6 +20,8 @@ ENVIRONMENT_LABEL = "lepton/environment"
 POOL_LABEL = "lepton/pool"
 MANAGED_BY = {"app.kubernetes.io/managed-by": "lepton"}
 
+ENDPOINT_ANNOTATION = "lepton/endpoint"
+"""On a claim (`infra.cluster.manifests.claims`): the endpoint's team and stack."""
 VARIANTS_ANNOTATION = "lepton/variants"
 """On a route: JSON, the version by its backend's namespace."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,9 @@ import pytest
 from infra.cluster.endpoint import Shifter
 from infra.cluster.live.api import Api
 from infra.cluster.live.guarding import put_back_claims
-from infra.cluster.manifests.claims import claim, deletion_policy
+from infra.cluster.manifests import Manifest
+from infra.cluster.manifests.claims import CLAIM, claim, deletion_policy
+from infra.cluster.manifests.isolation import REFERENCE_GRANT
 from infra.cluster.manifests.routes import traffic_in
 from infra.cluster.names import SERVER, team_namespace
 from infra.cluster.observe import Observer
@@ -60,7 +63,7 @@ def wait_for(world: EndpointWorld, observer: Observer, weights: Mapping[str, int
 
 def take_grant_away(world: EndpointWorld, version: str) -> None:
     """Without it the Gateway takes on no route to the version."""
-    world.control_plane.delete("gateway.networking.k8s.io/v1beta1", "ReferenceGrant", SERVER, world.namespace(version))
+    world.control_plane.delete(*REFERENCE_GRANT, SERVER, world.namespace(version))
 
 
 def wait_for_refusal(world: EndpointWorld, observer: Observer) -> None:
@@ -403,27 +406,48 @@ def test_replicas_that_a_request_may_reach_are_counted_once(world: EndpointWorld
 # -- taking a version away
 
 
-def test_the_api_server_keeps_a_claimed_version_whoever_deletes_it(world: EndpointWorld) -> None:
-    world.serve(V1, V2)
+@pytest.fixture
+def policy(world: EndpointWorld) -> Iterator[list[Manifest]]:
+    """Not left there: what befalls an API server's last one is tested."""
+    manifests = deletion_policy(world.environment, world.platform["internals"]["namespace"])
+    try:
+        yield manifests
+    finally:
+        take_away(world, manifests)
+
+
+def take_away(world: EndpointWorld, policy: list[Manifest]) -> None:
+    for manifest in reversed(policy):
+        world.control_plane.delete(manifest["apiVersion"], manifest["kind"], manifest["metadata"]["name"])
+
+
+def guard_claimed_versions(world: EndpointWorld, policy: list[Manifest]) -> None:
+    """With V1 claimed; returns when the policy is in force."""
     cluster, namespace = world.control_plane, world.namespace(V1)
-    for manifest in deletion_policy(world.environment, world.platform["internals"]["namespace"]):
-        cluster.apply(manifest)
-    cluster.apply(claim(world.environment, world.team, MODEL, namespace))
+    cluster.apply_all(*policy, claim(world.environment, world.team, MODEL, namespace))
 
     def refused() -> bool:
         try:
             # What the policy doesn't refuse yet is gone, and made again.
-            cluster.delete("gateway.networking.k8s.io/v1beta1", "ReferenceGrant", SERVER, namespace)
+            cluster.delete(*REFERENCE_GRANT, SERVER, namespace)
         except ApiError as error:
             return f"still a variant of {world.team}/{world.environment}.{MODEL}" in str(error)
         world.make_room(V1)
         return False
 
-    until(refused, 120, what="the policy being in force")
+    until(refused, 60, what="the policy being in force")
+
+
+def test_the_api_server_keeps_a_claimed_version_whoever_deletes_it(
+    world: EndpointWorld, policy: list[Manifest]
+) -> None:
+    world.serve(V1, V2)
+    cluster, namespace = world.control_plane, world.namespace(V1)
+    guard_claimed_versions(world, policy)
     with pytest.raises(ApiError, match="take it out of the endpoint's variants"):
         cluster.delete("v1", "Service", SERVER, namespace)
     cluster.delete("v1", "Service", SERVER, world.namespace(V2))
-    cluster.delete("v1", "ConfigMap", "served", namespace)
+    cluster.delete(*REFERENCE_GRANT, CLAIM, namespace)
 
     def deleted() -> bool:
         try:
@@ -435,21 +459,34 @@ def test_the_api_server_keeps_a_claimed_version_whoever_deletes_it(world: Endpoi
     until(deleted, 120, what="the claim being gone")
 
 
+def test_claimed_versions_are_kept_again_after_the_clusters_last_policy_was_gone(
+    world: EndpointWorld, policy: list[Manifest]
+) -> None:
+    """As when a platform is taken down and made anew, which an API server never gets over where claims are of a kind
+    of its own (https://github.com/kubernetes/kubernetes/issues/130887).
+    """
+    world.make_room(V1)
+    guard_claimed_versions(world, policy)
+    world.control_plane.delete(*REFERENCE_GRANT, CLAIM, world.namespace(V1))
+    take_away(world, policy)
+    # It looks every second at which kinds its policies ask for.
+    time.sleep(3)
+    guard_claimed_versions(world, policy)
+
+
 def test_a_claim_that_is_gone_is_put_back_where_its_namespace_is_there(world: EndpointWorld) -> None:
     world.make_room(V1)
     here, nowhere = (claim(world.environment, world.team, MODEL, world.namespace(version)) for version in (V1, V2))
     (problem,) = put_back_claims(Api(world.platform["internals"]["connection"]), [here, nowhere])
     assert f"nothing guards the version of namespace {world.namespace(V2)}" in problem
-    found: Any = world.control_plane.get("v1", "ConfigMap", "served", world.namespace(V1))
-    assert found["data"] == here["data"]
+    found: Any = world.control_plane.get(*REFERENCE_GRANT, CLAIM, world.namespace(V1))
+    assert found["metadata"]["annotations"] == here["metadata"]["annotations"]
     assert found["metadata"]["labels"] == here["metadata"]["labels"]
 
 
-def test_a_claimed_versions_whole_namespace_can_still_be_deleted(world: EndpointWorld) -> None:
+def test_a_claimed_versions_whole_namespace_can_still_be_deleted(world: EndpointWorld, policy: list[Manifest]) -> None:
     world.serve(V1)
     cluster, namespace = world.control_plane, world.namespace(V1)
-    for manifest in deletion_policy(world.environment, world.platform["internals"]["namespace"]):
-        cluster.apply(manifest)
-    cluster.apply(claim(world.environment, world.team, MODEL, namespace))
+    guard_claimed_versions(world, policy)
     cluster.delete("v1", "Namespace", namespace)
     until(lambda: cluster.get("v1", "Namespace", namespace) is None, 60, what="the namespace being gone")

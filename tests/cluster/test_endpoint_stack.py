@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from infra.cluster.manifests.claims import CLAIM
+from infra.cluster.manifests.isolation import REFERENCE_GRANT
 from infra.cluster.names import team_namespace
 from infra.cluster.observe import Observer
 from infra.contracts import ObservationError
@@ -119,7 +120,7 @@ def observed(world: EndpointWorld) -> dict[str, int]:
 
 
 def claims(world: EndpointWorld, *versions: str) -> list[str]:
-    return [v for v in versions if world.control_plane.get("v1", "ConfigMap", CLAIM, world.namespace(v))]
+    return [v for v in versions if world.control_plane.get(*REFERENCE_GRANT, CLAIM, world.namespace(v))]
 
 
 def test_routes_follow_the_settings_and_go_without_a_trace(world: EndpointWorld, stack: EndpointStack) -> None:

@@ -333,7 +333,7 @@ def test_fields_of_another_channel_are_refused_and_not_dropped(
         control_plane.apply(route, dry_run=True)
 
 
-def test_the_api_server_takes_claims_and_their_policy(control_plane: ControlPlane) -> None:
+def test_the_api_server_takes_claims_and_their_policy(control_plane: ControlPlane, gateway_class: GatewayClass) -> None:
     control_plane.namespace("claimed")
     control_plane.apply(claim("dev", "diagnostics", "tumour", "claimed"), dry_run=True)
     for manifest in deletion_policy("dev", "lepton-dev"):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from infra.cluster.live.api import Api, NotFoundError
 from infra.cluster.live.endpoints import ready_replicas
 from infra.cluster.manifests import Manifest
+from infra.cluster.manifests.claims import claim_path
 from infra.contracts import ObservationError
 
 _SETTLE_SECONDS = 5.0
@@ -57,8 +58,8 @@ def put_back_claims(api: Api, claims: Iterable[Manifest]) -> list[str]:
     """
     problems: list[str] = []
     for claim in claims:
-        namespace, name = claim["metadata"]["namespace"], claim["metadata"]["name"]
-        path = f"/api/v1/namespaces/{namespace}/configmaps/{name}"
+        namespace = claim["metadata"]["namespace"]
+        path = claim_path(namespace)
         try:
             try:
                 api.get(path)

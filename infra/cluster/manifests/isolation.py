@@ -10,6 +10,8 @@ from infra.cluster.manifests.version import SELECTOR, Version
 from infra.cluster.names import GRPC_PORT, HTTP_PORT, METRICS_PORT, SERVER
 
 _GATEWAY_API = "gateway.networking.k8s.io"
+REFERENCE_GRANT = (f"{_GATEWAY_API}/v1beta1", "ReferenceGrant")
+"""Its API version and kind."""
 _NAMESPACE_LABEL = "kubernetes.io/metadata.name"
 _DNS_NAMESPACE = "kube-system"
 # https://kubernetes.io/docs/tasks/administer-cluster/nodelocaldns/: on the node itself, where there is one.
@@ -45,12 +47,13 @@ def reference_grant(version: Version) -> Manifest:
 
     https://gateway-api.sigs.k8s.io/api-types/referencegrant/
     """
-    routes = [
-        {"group": _GATEWAY_API, "kind": kind, "namespace": version.facts["namespace"]}
-        for kind in ("HTTPRoute", "GRPCRoute")
-    ]
-    spec = {"from": routes, "to": [{"group": "", "kind": "Service", "name": SERVER}]}
-    return version.object(f"{_GATEWAY_API}/v1beta1", "ReferenceGrant", spec=spec)
+    return version.object(*REFERENCE_GRANT, spec=granted_to(version.facts["namespace"]))
+
+
+def granted_to(namespace: str) -> dict[str, Any]:
+    """A ReferenceGrant's spec: the routes of this namespace may send requests to the server."""
+    routes = [{"group": _GATEWAY_API, "kind": kind, "namespace": namespace} for kind in ("HTTPRoute", "GRPCRoute")]
+    return {"from": routes, "to": [{"group": "", "kind": "Service", "name": SERVER}]}
 
 
 def _ingress(version: Version) -> list[dict[str, Any]]:
