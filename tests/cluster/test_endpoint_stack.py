@@ -168,7 +168,7 @@ def test_a_guard_that_somebody_took_away_is_put_back_without_a_refresh(
     world.serve(V1, V2)
     stack.up({V1: 1, V2: 0})
     until(lambda: observed(world) == {V1: 1, V2: 0}, 30, what="the weights")
-    world.control_plane.delete("v1", "ConfigMap", CLAIM, world.namespace(V1))
+    world.control_plane.delete(*REFERENCE_GRANT, CLAIM, world.namespace(V1))
     assert claims(world, V1, V2) == [V2]
     stack.write({V1: 1, V2: 1})
     stack.run("up", "--yes", "--skip-preview")
