@@ -29,6 +29,8 @@ from tests.plugins import oip_server
 
 REPOSITORY = Path(__file__).parents[2]
 TEAM = "diagnostics"
+_LIMIT_SECONDS = 300.0
+"""Far more than any command takes, beside other work too."""
 
 
 class Sandbox:
@@ -151,7 +153,15 @@ class Sandbox:
         return self.finish(self.start(*command, folder=folder, env=env))
 
     def finish(self, process: subprocess.Popen[str]) -> Outcome:
-        out, err = process.communicate(timeout=180)
+        """Its outcome. What takes longer than _LIMIT_SECONDS is ended, and an AssertionError says what it had said."""
+        try:
+            out, err = process.communicate(timeout=_LIMIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
+            out, err = process.communicate()
+            raise AssertionError(f"{process.args}: not done after {_LIMIT_SECONDS:g} s\n{out}{err}") from None
         return Outcome(process.returncode, out, err)
 
     def lepton(self, *arguments: str) -> Outcome:
