@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,6 @@ import pulumi
 from pulumi.runtime import mocks
 
 from infra.cluster.eks import EksCluster
-from infra.cluster.eks.identity import ServiceAccount
 from infra.settings.eks import EksSettings
 from infra.settings.loading import parse_settings
 
@@ -95,13 +94,9 @@ class Deployment:
         return first != second and _urn(first) in seen
 
 
-def deploy(given: EksSettings, *, environment: str = "prod", pullers: Sequence[ServiceAccount] = ()) -> Deployment:
-    deployment = Deployment()
-    pulumi.runtime.set_mocks(Aws(), project="lepton", stack=environment, monitor=_Recorder(deployment))
-
-    @pulumi.runtime.test
-    def program() -> Any:
-        cluster = EksCluster("x", environment, given, pullers=pullers)
+def deploy(given: EksSettings, *, environment: str = "prod") -> Deployment:
+    def program(deployment: Deployment) -> Any:
+        cluster = EksCluster("x", environment, given)
         deployment.outputs |= {"pools": cluster.pools, "gpu_inventory": cluster.gpu_inventory}
         return pulumi.Output.all(
             kubeconfig=cluster.kubeconfig,
@@ -113,7 +108,14 @@ def deploy(given: EksSettings, *, environment: str = "prod", pullers: Sequence[S
             ),
         ).apply(deployment.outputs.update)
 
-    program()
+    return declare(program, stack=environment)
+
+
+def declare(program: Callable[[Deployment], Any], *, stack: str, preview: bool = False) -> Deployment:
+    """What a program declares, which returns the output that is to be waited for, or nothing."""
+    deployment = Deployment()
+    pulumi.runtime.set_mocks(Aws(), project="lepton", stack=stack, preview=preview, monitor=_Recorder(deployment))
+    pulumi.runtime.test(lambda: program(deployment))()
     return deployment
 
 

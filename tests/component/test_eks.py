@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from infra.cluster.eks.identity import ServiceAccount
 from infra.cluster.eks.network import INTERFACE_ENDPOINTS
 from tests.component.eks_cluster import ACCOUNT, DEPLOYER, H100, L4, Declared, Deployment, deploy, settings
 
@@ -71,7 +70,6 @@ def full() -> Deployment:
             log_retention_days=30,
             tags={"cost-centre": "42"},
         ),
-        pullers=[ServiceAccount("tumour-1-0-0-abc", "server")],
     )
 
 
@@ -545,13 +543,13 @@ def test_the_puller_reads_the_environments_repositories_and_the_bucket(full: Dep
     assert full.outputs["puller_role_arn"] == "arn:of:x-puller"
 
 
-def test_service_accounts_get_their_roles(full: Deployment) -> None:
-    associations = full.every(POD_IDENTITY)
-    assert {(found["namespace"], found["serviceAccount"], found["roleArn"]) for found in associations.values()} == {
-        ("kube-system", "cluster-autoscaler", "arn:of:x-autoscaler"),
-        ("tumour-1-0-0-abc", "server", "arn:of:x-puller"),
+def test_the_autoscaler_gets_its_role(full: Deployment) -> None:
+    assert full.one(POD_IDENTITY).inputs == {
+        "clusterName": "lepton-prod",
+        "namespace": "kube-system",
+        "serviceAccount": "cluster-autoscaler",
+        "roleArn": "arn:of:x-autoscaler",
     }
-    assert {found["clusterName"] for found in associations.values()} == {"lepton-prod"}
 
 
 def test_the_autoscaler_changes_this_clusters_groups_alone(full: Deployment) -> None:

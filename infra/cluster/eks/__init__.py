@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 
 import pulumi
 import pulumi_aws as aws
@@ -45,10 +44,7 @@ class EksCluster(pulumi.ComponentResource):
         environment: str,
         settings: EksSettings,
         opts: pulumi.ResourceOptions | None = None,
-        *,
-        pullers: Sequence[ServiceAccount] = (),
     ) -> None:
-        """`pullers`: ServiceAccounts, named as a version's, that get the puller's role at once."""
         super().__init__("lepton:eks:EksCluster", name, None, opts)
         cluster = f"lepton-{environment}"
         tags = {"lepton:environment": environment, **settings.tags}
@@ -114,8 +110,6 @@ class EksCluster(pulumi.ComponentResource):
             after=[cpu_group(pools)],
         )
         associate(f"{name}-autoscaler", eks.name, roles.autoscaler.arn, AUTOSCALER, on_aws)
-        for puller in pullers:
-            associate(f"{name}-{puller.namespace}-{puller.name}", eks.name, roles.puller.arn, puller, on_aws)
         image_key = Key(
             f"{name}-images",
             f"{cluster}/images",
