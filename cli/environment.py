@@ -10,6 +10,7 @@ from typing import Any
 
 from cli import output
 from cli.journal import note
+from infra.addresses import host_and_port
 from infra.errors import UserError
 from rollout.fleet import Done, verify
 from rollout.fleet import bring_down as destroy
@@ -73,10 +74,11 @@ def _told(project: Project, stacks: Iterator[Done], notify: output.Notify, *, re
 def _measured(stack: StackConfig, asked: SampleRequests, requests: int) -> dict[str, Any]:
     """What is said of an endpoint, with its split as real requests see it."""
     sample = asked.samples[0]
-    split = measure_split(asked.url, sample, requests) if requests else None
+    split = measure_split(asked.url, sample, requests, at=asked.at) if requests else None
     return {
         "endpoint": stack.address,
         "url": asked.endpoint_url,
+        "reached_at": asked.at,
         "request": {"path": asked.path, "body": sample},
         "weights": stack.endpoint.weights,
         "split": split.summary() if split else None,
@@ -86,9 +88,9 @@ def _measured(stack: StackConfig, asked: SampleRequests, requests: int) -> dict[
 def _print_endpoint(endpoint: dict[str, Any]) -> None:
     output.line(f"\n{endpoint['endpoint']}  {endpoint['url']}\n")
     body = shlex.quote(json.dumps(endpoint["request"]["body"], separators=(",", ":")))
-    output.line(
-        f"curl -i {endpoint['url']}{endpoint['request']['path']} -H 'content-type: application/json' -d {body}\n"
-    )
+    elsewhere = "--connect-to ::{}:{} ".format(*host_and_port(at)) if (at := endpoint["reached_at"]) else ""
+    url = endpoint["url"] + endpoint["request"]["path"]
+    output.line(f"curl -i {elsewhere}{url} -H 'content-type: application/json' -d {body}\n")
     split = endpoint["split"]
     if split is None:
         return

@@ -77,7 +77,7 @@ def send(
     stack = context.stack(endpoint, "endpoint")
     baseline = stack.endpoint.baseline_version
     asked = sample_requests(context.releases(), context.project(), stack, baseline)
-    split = measure_split(asked.url, asked.samples[0], max(1, round(rate * seconds)), _CONNECTIONS, rate)
+    split = measure_split(asked.url, asked.samples[0], max(1, round(rate * seconds)), _CONNECTIONS, rate, at=asked.at)
     answered = ", ".join(f"{version} {count}" for version, count in split.versions.items()) or "none"
     failed = "".join(f"; {count} failed with {what}" for what, count in split.failures.items())
     output.result(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from infra.addresses import reached_at
 from infra.settings.version import Protocol
 from model_packaging.artifact import Artifact
 from model_packaging.stores import open_store
@@ -21,6 +22,8 @@ class SampleRequests:
     path: str
     samples: Sequence[Mapping[str, Any]]
     """At least one."""
+    at: str | None = None
+    """Where the URL's host is reached (`infra.addresses.reached_at`)."""
 
     @property
     def url(self) -> str:
@@ -38,10 +41,12 @@ def sample_requests(releases: Releases, project: Project, endpoint: StackConfig,
     outputs = releases.pulumi(endpoint).outputs()
     if not outputs:
         raise NotDeployedError(f"{endpoint.address} is not up; run `lepton up {deployed.environment}`")
-    store = open_store(releases.platform(deployed.environment)["artifact_store"])
+    platform = releases.platform(deployed.environment)
+    store = open_store(platform["artifact_store"])
     package = Artifact.find(store, model, version).description.package
     path = request_path(package.serving(deployed.server).protocol, model)
-    return SampleRequests(outputs["url"], path, [dict(sample) for sample in package.samples])
+    at = reached_at(outputs["url"], platform["endpoint_base_url"])
+    return SampleRequests(outputs["url"], path, [dict(sample) for sample in package.samples], at)
 
 
 def request_path(protocol: Protocol, model: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
+import ssl
 import threading
 import time
 from collections import Counter
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from infra.addresses import host_and_port
 from infra.names import VERSION_HEADER
 
 _TIMEOUT_SECONDS = 30
@@ -42,10 +45,17 @@ class Split:
 
 
 def measure_split(
-    url: str, sample: Mapping[str, Any], requests: int = 500, connections: int = 8, rate: float | None = None
+    url: str,
+    sample: Mapping[str, Any],
+    requests: int = 500,
+    connections: int = 8,
+    rate: float | None = None,
+    *,
+    at: str | None = None,
 ) -> Split:
     """Posts `sample` to `url` as often as asked for, over some connections at a time.
 
+    `at`: where the URL's host is reached (`infra.addresses.reached_at`).
     `rate`: requests/s, all connections together; left out, each is sent as soon as another was answered. An interrupt
     ends it with what was answered until then.
     """
@@ -56,7 +66,7 @@ def measure_split(
     started = time.monotonic()
 
     def ask(first: int) -> None:
-        with closing(connection_to(url, _TIMEOUT_SECONDS)) as connection:
+        with closing(connection_to(url, _TIMEOUT_SECONDS, at=at)) as connection:
             for turn in range(first, requests, connections):
                 due = started + turn / rate if rate else 0.0
                 if stop.wait(max(0.0, due - time.monotonic())):
@@ -84,16 +94,38 @@ class Answer(NamedTuple):
     body: bytes
 
 
-def connection_to(url: str, timeout: float | None = None) -> http.client.HTTPConnection:
+def connection_to(url: str, timeout: float | None = None, *, at: str | None = None) -> http.client.HTTPConnection:
     """A connection for `post` to where the URL's scheme and host say, made by its first request.
 
-    A certificate is checked by the CAs that OpenSSL trusts here; `SSL_CERT_FILE` names a file of others.
+    A certificate is checked by the CAs that OpenSSL trusts here; `SSL_CERT_FILE` names a file of others. It has to be
+    for the URL's host, also where that is reached `at` another address (`infra.addresses.reached_at`).
 
     `timeout`: seconds that nothing may happen for.
     """
     target = urlsplit(url)
-    kind = http.client.HTTPSConnection if target.scheme == "https" else http.client.HTTPConnection
-    return kind(target.netloc, timeout=timeout)
+    kind = _TlsConnection if target.scheme == "https" else _Connection
+    connection = kind(target.netloc, timeout=timeout)
+    connection.address = host_and_port(at or url)
+    return connection
+
+
+class _Connection(http.client.HTTPConnection):
+    """To the host that it is named for, wherever that is."""
+
+    address: tuple[str, int]
+
+    def connect(self) -> None:
+        self.sock = socket.create_connection(self.address, self.timeout)
+        # A request's head and body are two segments, of which the second would wait for the first's receipt.
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+class _TlsConnection(_Connection):
+    default_port = http.client.HTTPS_PORT
+
+    def connect(self) -> None:
+        super().connect()
+        self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
 
 
 def post(

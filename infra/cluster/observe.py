@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from infra.addresses import reached_at
 from infra.cluster.internals import internals_of
 from infra.cluster.live.api import Api, NotFoundError
 from infra.cluster.live.endpoints import endpoint_url, ready_replicas
@@ -91,9 +92,7 @@ class Observer:
         if not self._internals["gateway"].get("probe", True):
             return None
         url, base = endpoint_url(self._platform, team, model), self._platform["endpoint_base_url"]
-        # A name below the base's own is where clients find it; else the base says where the gateway is.
-        named_below = (urlsplit(url).hostname or "").endswith(f".{urlsplit(base).hostname}")
-        return versions_seen(url, model, requests, at=None if named_below else base)
+        return versions_seen(url, model, requests, at=reached_at(url, base))
 
     def _ask_prometheus(self, promql: str) -> tuple[int, bytes]:
         """The status and the body of its answer, whatever they are."""

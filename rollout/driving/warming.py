@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlsplit
 
 from infra.errors import UserError
@@ -15,7 +13,7 @@ from infra.names import VERSION_HEADER
 from rollout.clock import Clock, SystemClock
 from rollout.project import Project, StackConfig
 from rollout.release import Releases
-from rollout.sample_requests import sample_requests
+from rollout.sample_requests import SampleRequests, sample_requests
 from rollout.split import Answer, connection_to, post
 
 _ROUTE_SECONDS = 5
@@ -52,25 +50,21 @@ def warm_up(
     if deployed.warm_up == 0:
         return Warmed(0, 0.0)
     asked = sample_requests(releases, project, endpoint, version)
-    return send_samples(
-        asked.url, version, asked.samples, deployed.warm_up, deployed.ready_timeout, clock or SystemClock()
-    )
+    return send_samples(asked, version, deployed.warm_up, deployed.ready_timeout, clock or SystemClock())
 
 
-def send_samples(
-    url: str, version: str, samples: Sequence[Mapping[str, Any]], requests: int, seconds: float, clock: Clock
-) -> Warmed:
+def send_samples(asked: SampleRequests, version: str, requests: int, seconds: float, clock: Clock) -> Warmed:
     """Posts so many of the samples, in turn, pinned to the version, in so many seconds at most. Raises NotWarmError."""
-    started = clock.monotonic()
-    visitor = _Visitor(url, version, started + seconds, clock)
+    started, samples = clock.monotonic(), asked.samples
+    visitor = _Visitor(asked, version, started + seconds, clock)
     with closing(visitor.connection):
         for number in range(requests):
             sample = number % len(samples)
             problem = visitor.problem_with(json.dumps(dict(samples[sample])).encode())
             if problem:
                 raise NotWarmError(
-                    f"{url}: {version} can't get weight before it has answered {requests} of its own samples: request "
-                    f"{number + 1} (sample {sample + 1} of its package) {problem}"
+                    f"{asked.url}: {version} can't get weight before it has answered {requests} of its own samples: "
+                    f"request {number + 1} (sample {sample + 1} of its package) {problem}"
                 )
     return Warmed(requests, clock.monotonic() - started)
 
@@ -78,9 +72,9 @@ def send_samples(
 class _Visitor:
     """A client that asks for one version. `deadline`: of all its requests together, on `clock`'s monotonic time."""
 
-    def __init__(self, url: str, version: str, deadline: float, clock: Clock) -> None:
-        self.connection = connection_to(url)
-        self._path = urlsplit(url).path
+    def __init__(self, asked: SampleRequests, version: str, deadline: float, clock: Clock) -> None:
+        self.connection = connection_to(asked.url, at=asked.at)
+        self._path = urlsplit(asked.url).path
         self._version = version
         self._clock = clock
         self._deadline = deadline

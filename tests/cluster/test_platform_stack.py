@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import datetime
 import os
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from infra.cluster.names import team_namespace
 from infra.cluster.platform import GuardError, Platform
 from infra.contracts import Stack
 from infra.names import PLATFORM_PROJECT
 from infra.settings import PlatformSettings
+from tests.certificates import make_certificates
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.gateway import CLASS, CONTROLLER, GatewayClass
 from tests.cluster.kwok_nodes import KwokNodes
@@ -153,7 +149,7 @@ def test_a_guard_is_not_the_clusters_to_run() -> None:
 
 
 def test_a_gateway_without_its_certificate_is_told_until_it_is_there(
-    sandbox: PlatformSandbox, gateway_class: GatewayClass
+    sandbox: PlatformSandbox, gateway_class: GatewayClass, tmp_path: Path
 ) -> None:
     gateway = {
         "class_name": CLASS,
@@ -168,7 +164,8 @@ def test_a_gateway_without_its_certificate_is_told_until_it_is_there(
     assert "listener diagnostics: not ResolvedRefs" in up.err
     assert "Traceback" not in up.err
 
-    sandbox.control_plane.apply(certificate(sandbox.name, "wildcard", "*.models.example.com"))
+    made = make_certificates(tmp_path, "*.models.example.com")
+    sandbox.control_plane.apply(made.secret(sandbox.name, "wildcard"))
     sandbox.write_platform(gateway=gateway | {"ready_timeout": "60s"})
     up = sandbox.up()
     assert up.status == 0, up
@@ -204,32 +201,3 @@ def test_what_gpus_need_runs_on_the_nodes_that_have_them(sandbox: PlatformSandbo
     again = sandbox.up()
     assert "nothing changed" in again.err, again
     kwok_nodes.remove(node)
-
-
-def certificate(namespace: str, name: str, host: str) -> dict[str, Any]:
-    """A Secret with a certificate of its own signing, for a day."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now)
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    parts = {"tls.crt": made.public_bytes(serialization.Encoding.PEM), "tls.key": private}
-    return {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": {"name": name, "namespace": namespace},
-        "type": "kubernetes.io/tls",
-        "data": {key: base64.b64encode(part).decode() for key, part in parts.items()},
-    }

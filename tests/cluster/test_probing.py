@@ -16,7 +16,8 @@ from infra.cluster.observe import Observer
 from infra.contracts import ObservationError
 from infra.names import VERSION_HEADER
 from infra.settings.cluster import GatewaySettings
-from tests.answering import Answer, answering, make_certificate
+from tests.answering import Answer, answering
+from tests.certificates import make_certificates
 
 V1, V2 = "1.0.0", "2.0.0"
 
@@ -53,11 +54,11 @@ def test_servers_that_never_say_their_version_are_not_asked_for_long() -> None:
 
 
 def test_a_private_ca_is_trusted_where_ssl_cert_file_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    certificate = make_certificate(tmp_path)
-    with answering(lambda _: (200, {VERSION_HEADER: V1}, {}), certificate) as url:
+    certificates = make_certificates(tmp_path)
+    with answering(lambda _: (200, {VERSION_HEADER: V1}, {}), certificates) as url:
         with pytest.raises(ObservationError, match=r"CERTIFICATE_VERIFY_FAILED.*SSL_CERT_FILE names the file"):
             versions_seen(f"{url}/diagnostics/scan", "scan", 1)
-        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificates.authority))
         assert versions_seen(f"{url}/diagnostics/scan", "scan", 10) == {V1: 10}
 
 

@@ -18,6 +18,7 @@ from kubernetes import client
 
 from benchmarks.open_loop import Request, json_field
 from infra.cluster.names import ENVIRONMENT_LABEL, SERVER, team_namespace
+from tests.certificates import make_certificates
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.gateway import GatewayClass
 from tests.cluster.kwok_nodes import NEVER_READY, KwokNodes
@@ -25,7 +26,6 @@ from tests.deadline import until
 from tests.engine.cluster_sandbox import Cluster, ClusterSandbox
 from tests.engine.load import Load, infer_url
 from tests.engine.sandbox import Outcome
-from tests.packaging.registry_server import make_certificates
 from tests.plugins.kubernetes.api import ApiError
 
 OLD, NEW = "1.0.0", "2.0.0"
@@ -243,14 +243,14 @@ def _refusing(project: ClusterSandbox, folder: Path, reason: str) -> Iterator[No
         def log_message(self, format: str, *args: Any) -> None:
             """Nothing: pytest's output is for the tests."""
 
-    make_certificates(folder)
+    made = make_certificates(folder)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "server.pem", folder / "server.key")
+    context.load_cert_chain(made.server, made.key)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Refusal)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
-    name, authority = f"refusing-{project.unique}", (folder / "ca.pem").read_bytes()
+    name, authority = f"refusing-{project.unique}", made.authority.read_bytes()
     project.control_plane.apply(_webhook(name, server.server_port, authority, project.name))
     namespace = team_namespace(project.name, project.team)
     try:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
-import ipaddress
 import os
 import re
 import selectors
@@ -19,13 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-
 from model_packaging.stores.registry import Registry
 from model_packaging.stores.transport import Patience
+from tests.certificates import make_certificates
 from tests.deadline import until
 
 USERNAME, PASSWORD = "ada", "s3cret-of-the-tests"
@@ -85,9 +79,9 @@ def serving(
         lines.append("  delete: {enabled: true}")
     lines += ["http:", f"  addr: 127.0.0.1:{port}", "  secret: of the tests"]
     if tls:
-        make_certificates(folder)
-        lines.append(f"  tls: {{certificate: {folder / 'server.pem'}, key: {folder / 'server.key'}}}")
-        environ["LEPTON_REGISTRY_CA"] = str(folder / "ca.pem")
+        made = make_certificates(folder)
+        lines.append(f"  tls: {{certificate: {made.server}, key: {made.key}}}")
+        environ["LEPTON_REGISTRY_CA"] = str(made.authority)
     if login:
         (folder / "htpasswd").write_text(_HTPASSWD)
         lines += ["auth:", f"  htpasswd: {{realm: tests, path: {folder / 'htpasswd'}}}"]
@@ -115,51 +109,6 @@ def running(program: str, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-
-
-def make_certificates(folder: Path) -> None:
-    """Writes `ca.pem`, and `server.pem` with `server.key` for 127.0.0.1."""
-    now = datetime.datetime.now(datetime.UTC)
-    authority = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority of the tests")])
-    keys = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-
-    def certificate(name: x509.Name, key: ec.EllipticCurvePrivateKey, *extensions: x509.ExtensionType) -> bytes:
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(authority)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-        )
-        for extension in extensions:
-            builder = builder.add_extension(extension, critical=isinstance(extension, x509.BasicConstraints))
-        return builder.sign(keys[0], hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-    of_authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(keys[0].public_key())
-    signing = x509.KeyUsage(
-        digital_signature=True,
-        key_cert_sign=True,
-        crl_sign=True,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
-    identifier = x509.SubjectKeyIdentifier.from_public_key(keys[0].public_key())
-    own = x509.BasicConstraints(ca=True, path_length=0), signing, identifier
-    (folder / "ca.pem").write_bytes(certificate(authority, keys[0], *own))
-    place = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.IPv4Address("127.0.0.1"))])
-    server = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "server of the tests")])
-    (folder / "server.pem").write_bytes(certificate(server, keys[1], place, of_authority))
-    (folder / "server.key").write_bytes(
-        keys[1].private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
 
 
 @dataclass

@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-from tests.packaging.registry_server import PASSWORD, USERNAME, Server, make_certificates, serving
+from tests.certificates import make_certificates
+from tests.packaging.registry_server import PASSWORD, USERNAME, Server, serving
 from tests.packaging.scripted_server import Reply, Request, answering
 
 _SERVICE, _ISSUER = "registry of the tests", "issuer of the tests"

@@ -13,15 +13,18 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.traffic import app
+from infra.addresses import reached_at
 from infra.names import VERSION_HEADER
 from rollout.driving.warming import NotWarmError, Warmed, send_samples
 from rollout.sample_requests import SampleRequests
 from rollout.split import measure_split
-from tests.answering import Answer, answering, make_certificate
+from tests.answering import Answer, answering
+from tests.certificates import Certificates, make_certificates
 from tests.rollout.world import ENDPOINT, NEW, OLD, World
 
 SAMPLES: list[dict[str, Any]] = [{"id": str(number), "inputs": []} for number in range(2)]
 PATH = "/diagnostics/scan/v2/models/scan/infer"
+HOST = "team.models.invalid"
 
 
 def answered_by(version: str, status: int = 200) -> Answer:
@@ -34,36 +37,40 @@ def named_in_body(version: str) -> Answer:
 
 
 @pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    return make_certificate(tmp_path)
+def certificates(tmp_path: Path) -> Certificates:
+    return make_certificates(tmp_path)
 
 
 @pytest.fixture
-def tls_url(certificate: Path) -> Iterator[str]:
+def tls_url(certificates: Certificates) -> Iterator[str]:
     """An endpoint's, where OLD answers unless a version is asked for."""
-    with answering(lambda headers: answered_by(headers.get(VERSION_HEADER, OLD)), certificate) as url:
+    with answering(lambda headers: answered_by(headers.get(VERSION_HEADER, OLD)), certificates) as url:
         yield url + PATH
 
 
 # -- TLS
 
 
-def test_a_split_is_measured_through_tls(tls_url: str, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+def test_a_split_is_measured_through_tls(
+    tls_url: str, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates.authority))
     split = measure_split(tls_url, SAMPLES[0], 10, 2)
     assert (split.versions, split.failures) == ({OLD: 10}, {})
 
 
-def test_a_version_is_warmed_up_through_tls(tls_url: str, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+def test_a_version_is_warmed_up_through_tls(
+    tls_url: str, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates.authority))
     assert warm(tls_url).requests == 5
 
 
 def test_requests_to_try_an_endpoint_with_go_through_tls(
-    tls_url: str, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tls_url: str, certificates: Certificates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The package's samples are given here; reading them is shown with a whole environment."""
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates.authority))
     monkeypatch.chdir(World(tmp_path / "project").root)
     asked = SampleRequests(tls_url.removesuffix(PATH), PATH, SAMPLES)
     monkeypatch.setattr("rollout.sample_requests.sample_requests", lambda *_: asked)
@@ -77,6 +84,42 @@ def test_nothing_is_sent_to_whom_nobody_vouches_for(tls_url: str) -> None:
     assert (split.versions, split.failures) == ({}, {"SSLCertVerificationError": 2})
     with pytest.raises(NotWarmError, match=r"had no answer: SSLCertVerificationError: .*certificate"):
         warm(tls_url)
+
+
+def test_an_endpoint_that_dns_does_not_know_is_reached_where_its_gateway_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(make_certificates(tmp_path, HOST).authority))
+    heard: list[str | None] = []
+
+    def answer(headers: Message) -> Answer:
+        heard.append(headers.get("host"))
+        return answered_by(headers.get(VERSION_HEADER, OLD))
+
+    with answering(answer, Certificates(tmp_path)) as gateway:
+        asked = SampleRequests(f"https://{HOST}:8443", PATH, SAMPLES, at=gateway)
+        split = measure_split(asked.url, SAMPLES[0], 3, 1, at=asked.at)
+        assert send_samples(asked, NEW, 2, 20, WaitingClock()).requests == 2
+        # Its certificate isn't for the address.
+        assert measure_split(gateway + PATH, SAMPLES[0], 1).failures == {"SSLCertVerificationError": 1}
+    assert (split.versions, split.failures) == ({OLD: 3}, {})
+    assert heard == [f"{HOST}:8443"] * 5
+
+
+@pytest.mark.parametrize(
+    ("url", "base", "at"),
+    [
+        ("http://127.0.0.1:8080/t/m", "http://127.0.0.1:8080", None),
+        (f"https://{HOST}:8443/t/m", "https://127.0.0.1:8443", "https://127.0.0.1:8443"),
+        ("https://team.example.com/t/m", "https://example.com", None),
+        ("https://team.badexample.com/t/m", "https://example.com", "https://example.com"),
+    ],
+    ids=["no name of its own", "an address", "a name below the gateway's", "a name beside it"],
+)
+def test_the_way_to_an_endpoint_is_its_gateways_unless_its_name_leads_there(
+    url: str, base: str, at: str | None
+) -> None:
+    assert reached_at(url, base) == at
 
 
 # -- a pin that the data plane doesn't know yet
@@ -101,7 +144,7 @@ class WaitingClock:
 
 
 def warm(url: str, clock: WaitingClock | None = None) -> Warmed:
-    return send_samples(url, NEW, SAMPLES, 5, 20, clock or WaitingClock())
+    return send_samples(SampleRequests(url, "", SAMPLES), NEW, 5, 20, clock or WaitingClock())
 
 
 class Gateway:

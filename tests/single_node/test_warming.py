@@ -10,6 +10,7 @@ import pytest
 
 from rollout.clock import Clock, SystemClock
 from rollout.driving.warming import NotWarmError, Warmed, send_samples
+from rollout.sample_requests import SampleRequests
 from tests.single_node.running_node import RunningNode, infer_path
 
 SAMPLES: list[dict[str, Any]] = [{"id": str(number), "inputs": []} for number in range(2)]
@@ -37,7 +38,7 @@ class WaitingClock:
 
 def warm(node: RunningNode, model: str, version: str, *, seconds: float = 20, clock: Clock | None = None) -> Warmed:
     url = f"http://127.0.0.1:{node.port}{infer_path(model)}"
-    return send_samples(url, version, SAMPLES, 5, seconds, clock or SystemClock())
+    return send_samples(SampleRequests(url, "", SAMPLES), version, 5, seconds, clock or SystemClock())
 
 
 def test_a_version_of_weight_0_answers_as_many_samples_as_were_asked_for(node: RunningNode, model: str) -> None:
@@ -103,11 +104,11 @@ def test_an_endpoint_whose_version_does_not_listen_to_a_pin_is_not_warm(node: Ru
     (replica,) = node.serve(model, "1.0.0")["1.0.0"]
     url = f"http://127.0.0.1:{replica.ports['http']}/v2/models/{model}/infer"
     with pytest.raises(NotWarmError, match=r"was answered by 1\.0\.0"):
-        send_samples(url, "1.1.0", SAMPLES, 5, 20, WaitingClock())
+        send_samples(SampleRequests(url, "", SAMPLES), "1.1.0", 5, 20, WaitingClock())
 
 
 def test_nobody_there_is_an_error_without_a_wait(node: RunningNode, model: str) -> None:
     clock = WaitingClock()
     with pytest.raises(NotWarmError, match="had no answer: ConnectionRefusedError"):
-        send_samples("http://127.0.0.1:9/x", "1.0.0", SAMPLES, 5, 20, clock)
+        send_samples(SampleRequests("http://127.0.0.1:9", "/x", SAMPLES), "1.0.0", 5, 20, clock)
     assert clock.waits == 0
