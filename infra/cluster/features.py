@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from infra.cluster.controllers import CILIUM, ENVOY_GATEWAY, ISTIO, KGATEWAY, TRAEFIK
 from infra.cluster.internals import GatewayFacts
 from infra.cluster.manifests import Manifest
 from infra.cluster.manifests.gateway import supported_features
@@ -35,21 +36,11 @@ _FIELDS = {
 }
 """Fields of an HTTPRoute's rule that not each release and channel of the Gateway API has, and what needs them."""
 
-_ENVOY_GATEWAY = "gateway.envoyproxy.io/gatewayclass-controller"
-
-_MATCHES_PATTERNS = frozenset(
-    {
-        "traefik.io/gateway-controller",
-        _ENVOY_GATEWAY,
-        "istio.io/gateway-controller",
-        "io.cilium/gateway-controller",
-        "kgateway.dev/kgateway",
-    }
-)
+_MATCHES_PATTERNS = frozenset({CILIUM, ENVOY_GATEWAY, ISTIO, KGATEWAY, TRAEFIK})
 """Controllers that match headers by regular expressions, which the API leaves to them and has no feature name for."""
 
 _UNSAID = {
-    _ENVOY_GATEWAY: (
+    ENVOY_GATEWAY: (
         _BACKEND_HEADERS,
         _BACKEND_TIMEOUT,
         _GRPC,
@@ -63,7 +54,7 @@ _UNSAID = {
 }
 """What controllers can do that never fill `status.supportedFeatures`."""
 
-_KEEPS_SESSIONS = frozenset({_ENVOY_GATEWAY})
+_KEEPS_SESSIONS = frozenset({ENVOY_GATEWAY})
 """Controllers that do `sessionPersistence`, an experimental field without a feature name."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from infra.cluster.controllers import ENVOY_GATEWAY, ISTIO, TRAEFIK
 from infra.cluster.manifests.monitoring.errors import KEY, MonitoringError
 from infra.cluster.names import GATEWAY
 from infra.monitoring.data_plane import DataPlane
@@ -31,7 +32,7 @@ KINDS = (
     # https://github.com/traefik/traefik-helm-chart/blob/master/traefik/values.yaml
     GatewayKind(
         "traefik",
-        ("traefik.io/gateway-controller",),
+        (TRAEFIK,),
         {"app.kubernetes.io/name": "traefik"},
         "metrics",
         9100,
@@ -40,7 +41,7 @@ KINDS = (
     # https://gateway.envoyproxy.io/docs/tasks/observability/proxy-metric/
     GatewayKind(
         "envoy-gateway",
-        ("gateway.envoyproxy.io/gatewayclass-controller",),
+        (ENVOY_GATEWAY,),
         {"app.kubernetes.io/managed-by": "envoy-gateway", "app.kubernetes.io/component": "proxy"},
         "metrics",
         19001,
@@ -49,7 +50,7 @@ KINDS = (
     # https://istio.io/latest/docs/tasks/traffic-management/ingress/gateway-api/#automated-deployment
     GatewayKind(
         "istio",
-        ("istio.io/gateway-controller",),
+        (ISTIO,),
         {"gateway.networking.k8s.io/gateway-name": GATEWAY},
         "http-envoy-prom",
         15090,
