@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,8 @@ from tests.certificates import make_certificates
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.gateway import CLASS, CONTROLLER, GatewayClass
 from tests.cluster.kwok_nodes import KwokNodes
-from tests.engine.sandbox import REPOSITORY, Outcome, Sandbox
+from tests.engine.sandbox import Outcome, Sandbox
+from tests.plugins.kubernetes import with_plugin
 
 IMAGE = "registry.example.org/gpu/plugin@sha256:" + "0123456789abcdef" * 4
 MINE = "app.kubernetes.io/managed-by=lepton"
@@ -55,9 +55,7 @@ class PlatformSandbox(Sandbox):
 
     @property
     def environment(self) -> dict[str, str]:
-        found = super().environment
-        plugin = REPOSITORY / "tests" / "plugins" / "kubernetes"
-        return found | {"PATH": os.pathsep.join([found["PATH"], str(plugin)])}
+        return with_plugin(super().environment)
 
     def up(self) -> Outcome:
         return self.lepton("up", self.name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -20,7 +19,8 @@ from tests.cluster.gateway import CLASS, GatewayClass
 from tests.cluster.kwok_nodes import KwokNodes
 from tests.cluster.registry import RegistryServer
 from tests.deadline import until
-from tests.engine.sandbox import REPOSITORY, TEAM, Outcome, Sandbox
+from tests.engine.sandbox import TEAM, Outcome, Sandbox
+from tests.plugins.kubernetes import with_plugin
 from tests.plugins.kubernetes.api import ApiError
 
 MODEL = "tumour"
@@ -79,9 +79,7 @@ class VersionSandbox(Sandbox):
 
     @property
     def environment(self) -> dict[str, str]:
-        found = super().environment
-        plugin = REPOSITORY / "tests" / "plugins" / "kubernetes"
-        return found | {"PATH": os.pathsep.join([found["PATH"], str(plugin)])}
+        return with_plugin(super().environment)
 
 
 @pytest.fixture(scope="module")
