@@ -15,9 +15,12 @@ from tests.docker.engine import Engine, any_engine, build_image
 from tests.single_node.running_node import new_model
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory, model_server: Path) -> Iterator[Engine]:
-    """The engine that the runtime under test finds too; nothing of the tests' is left in it."""
+    """The engine that the runtime under test finds too; nothing of the tests' is left in it.
+
+    A module's and no longer, as other workers' tests wait for it.
+    """
     with contextlib.ExitStack() as stack:
         client, is_own = stack.enter_context(any_engine())
         image = f"lepton-tests/model-server:{os.getpid()}"

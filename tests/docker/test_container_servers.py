@@ -15,8 +15,6 @@ from tests.deadline import until
 from tests.docker.container_node import ContainerNode
 from tests.single_node.running_node import QUICK, TEAM
 
-pytestmark = pytest.mark.xdist_group("docker")
-
 READY_SECONDS = 30
 
 

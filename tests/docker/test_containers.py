@@ -22,8 +22,6 @@ from tests.deadline import until
 from tests.docker.container_node import ContainerNode
 from tests.single_node.running_node import BODY
 
-pytestmark = pytest.mark.xdist_group("docker")
-
 MEBIBYTE = 2**20
 INFER = "/v2/models/tumour/infer"
 

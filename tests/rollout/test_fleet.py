@@ -18,6 +18,7 @@ from rollout.project import Project, StackConfig
 from rollout.release import NotVerifiedError, Releases
 
 TEAM = "imaging"
+_URL = "http://models.example.com"
 MODELS = ("bone", "heart", "lung")
 SAMPLE: dict[str, Any] = {"inputs": [{"name": "x", "shape": [1], "datatype": "FP64", "data": [1.0]}]}
 
@@ -47,8 +48,8 @@ class StandInReleases(Releases):
     def _exports(self, stack: StackConfig) -> dict[str, Any]:
         if stack.kind == "platform":
             self.read += 1
-            return {"artifact_store": str(self._store)}
-        return {"url": f"http://models.example.com/{stack.team}/{stack.endpoint.model}"}
+            return {"artifact_store": str(self._store), "endpoint_base_url": _URL}
+        return {"url": f"{_URL}/{stack.team}/{stack.endpoint.model}"}
 
 
 @pytest.fixture
