@@ -19,10 +19,11 @@ def merge(parent: Any, key: Any, value: Any) -> None:
         return
     present = parent[key]
     if isinstance(present, CommentedMap) and isinstance(value, dict) and present and value:
-        for name in [name for name in present if name not in value]:
-            remove(present, name)
+        # First what is new: without an entry there is nowhere to keep a comment.
         for name, item in value.items():
             merge(present, name, item)
+        for name in [name for name in present if name not in value]:
+            remove(present, name)
     elif isinstance(present, CommentedSeq) and isinstance(value, list) and present and value:
         _merge_items(present, value)
     elif present != value:
@@ -38,7 +39,7 @@ def remove(parent: Any, key: Any) -> None:
     del parent[key]
     if before is not None:
         _give_tail(parent, before, tail)
-    elif isinstance(parent, CommentedSeq):
+    else:
         _give_head(parent, tail)
 
 
@@ -136,8 +137,8 @@ def _give_tail(parent: Any, key: Any, tail: str) -> None:
         comments[place].value += tail
 
 
-def _give_head(items: CommentedSeq, tail: str) -> None:
-    """Puts it before a list's first item, after what stands there already."""
+def _give_head(items: CommentedMap | CommentedSeq, tail: str) -> None:
+    """Puts it before the first entry, after what stands there already."""
     if not tail:
         return
     if items.ca.comment is None:

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.cluster.real_node_needs import lacking
@@ -19,6 +20,10 @@ _SLOWEST_FIRST = (
 
 Who gets a slow one last keeps all waiting; and of files that need a Docker Engine, the second waits for the first.
 """
+
+# Time is for benchmarks: beside other tests an example may take any.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 _FIRST_PORT, _LAST_PORT, _PORTS_EACH = 11000, 22000, 200
 

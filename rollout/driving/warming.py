@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 
 from infra.errors import UserError
 from infra.names import VERSION_HEADER
+from rollout.asking import Answer, connection_to, post
 from rollout.clock import Clock, SystemClock
 from rollout.project import Project, StackConfig
 from rollout.release import Releases
 from rollout.sample_requests import SampleRequests, sample_requests
-from rollout.split import Answer, connection_to, post
 
 _ROUTE_SECONDS = 5
 """How long the router may take to know the version: a gateway's data plane follows what its status says."""

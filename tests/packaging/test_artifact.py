@@ -70,7 +70,7 @@ NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size
 TREES = st.recursive(st.binary(max_size=300), lambda inner: st.dictionaries(NAMES, inner, max_size=4), max_leaves=8)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     files=st.dictionaries(NAMES.filter(lambda name: name != "package.yaml"), TREES, min_size=1, max_size=4),
     part_bytes=st.integers(1, 400),
@@ -418,7 +418,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Layout, bytes]:
     return store, blob(store, built.digest).read_bytes()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     value=JSON,
     field=st.sampled_from(["layers", "config", "artifactType", "mediaType", "annotations", None]),
@@ -444,7 +444,7 @@ def test_any_manifest_is_an_error_or_an_artifact(
         assert list(tree(out).values()) == [b"12345"]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(content=st.binary(max_size=60) | JSON.map(canonical), key=st.sampled_from(["lepton", "modelfs", None]))
 def test_any_config_is_an_error_or_an_artifact(content: bytes, key: str | None, small: tuple[Layout, bytes]) -> None:
     store, manifest = small

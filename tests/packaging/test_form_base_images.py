@@ -210,9 +210,7 @@ def test_a_layer_of_a_kind_that_is_not_known_is_named(tmp_path: Path) -> None:
     refused(files.write(tmp_path / "base"), r"of type 'application/vnd\.example'")
 
 
-@settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_whatever_the_documents_say_a_base_is_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:
     files = single() if data.draw(st.booleans()) else several("linux/amd64", "linux/arm64")

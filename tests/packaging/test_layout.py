@@ -339,7 +339,7 @@ INDEXES = st.binary(max_size=30) | st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(index=INDEXES)
 def test_any_index_is_an_error_or_a_list_of_versions(index: bytes, store: Layout, digest: str, tmp_path: Path) -> None:
     # Where "sha256:../../outside" would lead.

@@ -363,7 +363,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(change=st.dictionaries(st.sampled_from(["mediaType", "size", "digest", "annotations", "extra"]), JSON), top=JSON)
 def test_no_signature_that_is_made_up_passes(artifact: Artifact, change: dict[str, Any], top: Any) -> None:
     sign_by_stranger = {

@@ -246,7 +246,7 @@ def test_graphs_inside_each_other_without_end_are_refused(tmp_path: Path) -> Non
 SOUND = make_model().SerializeToString()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     changes=st.lists(st.tuples(st.integers(0, len(SOUND) - 1), st.integers(0, 255)), max_size=6),
     end=st.integers(0, len(SOUND)) | st.just(len(SOUND)),

@@ -324,7 +324,7 @@ PIECES = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(pieces=st.lists(st.one_of(PIECES, st.binary(max_size=20)), max_size=60))
 def test_any_bytes_are_looked_into_without_a_crash(pieces: list[bytes]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -342,7 +342,7 @@ SOUND = [
 ]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     content=st.sampled_from(SOUND),
     changes=st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), max_size=8),

@@ -169,7 +169,7 @@ HEADERS = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     header=st.dictionaries(st.sampled_from(["a", "b", "__metadata__"]), HEADERS, max_size=3).map(
         lambda document: json.dumps(document).encode()

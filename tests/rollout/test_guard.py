@@ -529,7 +529,7 @@ def test_only_one_guard_looks_after_an_endpoint(tmp_path: Path) -> None:
 nothing_bad = st.sampled_from([None, Counts(), Counts(requests=30)])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(nothing_bad, st.booleans()), min_size=10, max_size=60))
 def test_without_data_it_never_acts(tmp_path_factory: pytest.TempPathFactory, seen: list[Any]) -> None:
     scene = Scene(tmp_path_factory.mktemp("scene"), QuickMemories())
@@ -545,7 +545,7 @@ def test_without_data_it_never_acts(tmp_path_factory: pytest.TempPathFactory, se
 seen_of_a_variant = st.sampled_from([BAD, BAD, BAD, GOOD, Counts(), None])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(
         st.tuples(

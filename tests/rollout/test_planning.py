@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.contracts import Amount, Room
@@ -100,7 +100,6 @@ def test_a_baseline_without_weight_is_refused() -> None:
         target_weights(settings, {"3.0.0": None})
 
 
-@settings(deadline=None)
 @given(st.integers(1, 100), st.integers(1, 100), st.integers(0, 100), st.integers(0, 100))
 def test_versions_that_are_not_named_keep_their_share(baseline: int, other: int, one: int, two: int) -> None:
     two_variants = endpoint(v1=baseline, v2=other).model_copy(update={"baseline": "1.0.0"})

@@ -15,7 +15,7 @@ from infra.settings.rollout import RolloutSettings, StrategyName
 from rollout.strategies import Step, StrategyError, adapt, moving, plan_steps, winner_step
 
 STRATEGIES: tuple[StrategyName, ...] = get_args(StrategyName)
-patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+patient = settings(suppress_health_check=[HealthCheck.too_slow])
 """Of the machine: it may be busy."""
 
 VERSIONS = ("1.0.0", "1.1.0", "1.2.0", "2.0.0", "3.0.0")

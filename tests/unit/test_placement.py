@@ -170,19 +170,19 @@ def mig_problems(draw: st.DrawFn) -> tuple[list[Pool], list[Demand]]:
 # -- whatever it is given
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(whole_problems())
 def test_no_node_holds_more_than_it_has(problem: tuple[list[Pool], list[Demand]]) -> None:
     require_valid(*problem, place(*problem, seconds=1))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(mig_problems())
 def test_slices_lie_where_nvidia_lets_them(problem: tuple[list[Pool], list[Demand]]) -> None:
     require_valid(*problem, place(*problem, seconds=1))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.one_of(whole_problems(), mig_problems()))
 def test_it_is_never_worse_than_plain_first_fit_decreasing(problem: tuple[list[Pool], list[Demand]]) -> None:
     pools, demands = problem
@@ -194,7 +194,7 @@ def test_it_is_never_worse_than_plain_first_fit_decreasing(problem: tuple[list[P
         assert rank_of(State(pools, demands, found.assignments), left) <= plain
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(whole_problems(most_nodes=2, most_demands=3))
 def test_exact_is_what_trying_everything_finds(problem: tuple[list[Pool], list[Demand]]) -> None:
     pools, demands = problem
@@ -235,13 +235,13 @@ def best_by_trying(pools: Sequence[Pool], demands: Sequence[Demand]) -> tuple[in
     return min(best)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.one_of(whole_problems(), mig_problems()))
 def test_the_same_input_gives_the_same_output(problem: tuple[list[Pool], list[Demand]]) -> None:
     assert place(*problem, seconds=5) == place(*problem, seconds=5)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(whole_problems(), st.data())
 def test_what_runs_stays_where_it_is(problem: tuple[list[Pool], list[Demand]], data: st.DataObject) -> None:
     pools, demands = problem
@@ -280,7 +280,7 @@ def _some_running(
 # -- making room
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(whole_problems(), st.data(), st.booleans())
 def test_changes_take_nothing_from_whom_they_must_not(
     problem: tuple[list[Pool], list[Demand]], data: st.DataObject, with_solver: bool
