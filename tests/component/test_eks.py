@@ -573,7 +573,8 @@ def test_no_role_may_do_everything_or_to_everything(full: Deployment) -> None:
 
 def test_versions_in_a_repository_cant_be_changed_and_what_is_attached_to_them_can(full: Deployment) -> None:
     repositories = full.every(REPOSITORY)
-    assert [found["name"] for found in repositories.values()] == [
+    # As they were registered, which is in no order.
+    assert sorted(found["name"] for found in repositories.values()) == [
         "lepton/prod/models/tumour",
         "lepton/prod/servers/mlserver",
     ]
