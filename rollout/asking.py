@@ -52,9 +52,14 @@ class _Connection(http.client.HTTPConnection):
 class _TlsConnection(_Connection):
     default_port = http.client.HTTPS_PORT
 
+    def __init__(self, host: str, *, timeout: float | None) -> None:
+        super().__init__(host, timeout=timeout)
+        # Once, as a connection that was closed is made anew.
+        self._trusted = ssl.create_default_context()
+
     def connect(self) -> None:
         super().connect()
-        self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
+        self.sock = self._trusted.wrap_socket(self.sock, server_hostname=self.host)
 
 
 def post(

@@ -4,7 +4,6 @@ certificates of its own. It is ready in some seconds, and nothing of it outlives
 
 from __future__ import annotations
 
-import datetime
 import ipaddress
 import json
 import shutil
@@ -19,12 +18,12 @@ from typing import Any
 import pytest
 import yaml
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from kubernetes import client, config
 from kubernetes.dynamic import DynamicClient
 
+from tests.certificates import Authority, write_certificate, write_key
 from tests.cluster.daemon import Daemon, missing, stop_all
 from tests.deadline import until
 from tests.plugins.kubernetes.api import Api, ApiError, Connection
@@ -83,7 +82,7 @@ class ControlPlane:
         (self.folder / "facts.json").write_text(json.dumps(facts))
         _make_authority(self.folder)
         _issue(self.folder, "apiserver", "kubernetes", addresses=[address, "127.0.0.1", "10.96.0.1"])
-        _write_service_account_key(self.folder / "service-accounts.key")
+        write_key(self.folder / "service-accounts.key", rsa.generate_private_key(65537, 2048))
         self.credentials("admin", [_ADMINISTRATORS])
 
         etcd_url, peer_url = f"http://127.0.0.1:{etcd_port}", f"http://127.0.0.1:{peer_port}"
@@ -298,80 +297,23 @@ def free_ports(count: int) -> list[int]:
 
 
 def _make_authority(folder: Path) -> None:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "lepton-tests")])
-    usage = x509.KeyUsage(
-        digital_signature=True,
-        key_cert_sign=True,
-        crl_sign=True,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
-    certificate = (
-        _dated(x509.CertificateBuilder(), key.public_key(), name, name)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .add_extension(usage, critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    _write(folder / "ca", certificate, key)
+    authority = Authority.make("lepton-tests")
+    write_certificate(folder / "ca.crt", authority.certificate)
+    write_key(folder / "ca.key", authority.key)
 
 
 def _issue(
     folder: Path, file: str, user: str, groups: list[str] | None = None, *, addresses: list[str] | None = None
 ) -> tuple[Path, Path]:
     """A certificate and its key, for a client or (with addresses) for a server."""
-    authority = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
-    authority_key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
-    assert isinstance(authority_key, ec.EllipticCurvePrivateKey)
-    key = ec.generate_private_key(ec.SECP256R1())
     organizations = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group) for group in groups or []]
     subject = x509.Name([*organizations, x509.NameAttribute(NameOID.COMMON_NAME, user)])
     purpose = ExtendedKeyUsageOID.SERVER_AUTH if addresses else ExtendedKeyUsageOID.CLIENT_AUTH
-    builder = _dated(x509.CertificateBuilder(), key.public_key(), subject, authority.subject)
-    builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
-    builder = builder.add_extension(
-        x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False
-    )
+    extensions: list[x509.ExtensionType] = [x509.ExtendedKeyUsage([purpose])]
     if addresses:
         names = [x509.IPAddress(ipaddress.ip_address(address)) for address in addresses]
-        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost"), *names]), False)
-    return _write(folder / file, builder.sign(authority_key, hashes.SHA256()), key)
-
-
-def _dated(
-    builder: x509.CertificateBuilder, key: ec.EllipticCurvePublicKey, subject: x509.Name, issuer: x509.Name
-) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
-    return (
-        builder.public_key(key)
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(minutes=5))
-        .not_valid_after(now + datetime.timedelta(days=1))
-    )
-
-
-def _write(path: Path, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> tuple[Path, Path]:
-    certificate_path, key_path = path.with_name(f"{path.name}.crt"), path.with_name(f"{path.name}.key")
-    certificate_path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    _write_key(key_path, key)
-    return certificate_path, key_path
-
-
-def _write_service_account_key(path: Path) -> None:
-    _write_key(path, rsa.generate_private_key(public_exponent=65537, key_size=2048))
-
-
-def _write_key(path: Path, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> None:
-    path.touch(mode=0o600)
-    path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
-        )
-    )
+        extensions.append(x509.SubjectAlternativeName([x509.DNSName("localhost"), *names]))
+    certificate, key = Authority.read(folder / "ca.crt", folder / "ca.key").issue(subject, *extensions)
+    write_certificate(folder / f"{file}.crt", certificate)
+    write_key(folder / f"{file}.key", key)
+    return folder / f"{file}.crt", folder / f"{file}.key"

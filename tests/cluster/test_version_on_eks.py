@@ -7,23 +7,21 @@ from typing import Any
 import pytest
 
 from infra.cluster import version as served
+from infra.cluster.internals import Connection
 from infra.cluster.version import ServedVersion
 from infra.contracts import Stack
 from tests.cluster.control_plane import ControlPlane
-from tests.cluster.test_version_manifests import internals, version
+from tests.cluster.test_version_manifests import ECR_STORE, ON_EKS, version
 from tests.component.eks_cluster import Deployment, declare
 
-STORE = "oci://123456789012.dkr.ecr.eu-west-1.amazonaws.com/models"
-ROLE = "arn:aws:iam::123456789012:role/puller"
 ASSOCIATION = "aws:eks/podIdentityAssociation:PodIdentityAssociation"
 STACK = Stack(team="diagnostics", name="dev.tumour-1.0.0", folder="/srv/project")
 
 
 def deployed(control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch, store: str) -> Deployment:
     """As a preview shows it: nothing of it is made."""
-    connection = {"kubeconfig": str(control_plane.kubeconfig), "context": None, "document": None}
-    aws = {"region": "eu-west-1", "cluster": "lepton-dev", "puller_role_arn": ROLE}
-    made = version(internals(connection=connection, aws=aws), of={"store": store})
+    connection: Connection = {"kubeconfig": str(control_plane.kubeconfig), "context": None, "document": None}
+    made = version({**ON_EKS, "connection": connection}, of={"store": store})
     # There is no ECR to read it from.
     monkeypatch.setattr(served, "read_version", lambda *_, **__: made)
     # Nor an engine, to ask for what the stack has.
@@ -39,14 +37,14 @@ def deployed(control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch, store
 def test_its_pods_have_the_pullers_role_before_they_start(
     control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = deployed(control_plane, monkeypatch, STORE)
+    found = deployed(control_plane, monkeypatch, ECR_STORE)
     association, workload = found.one(ASSOCIATION), found.one("kubernetes:apps/v1:Deployment")
     own = found.one("kubernetes:core/v1:Namespace")["metadata"]["name"]
     assert association.inputs == {
-        "clusterName": "lepton-dev",
+        "clusterName": "dev",
         "namespace": own,
         "serviceAccount": workload["spec"]["template"]["spec"]["serviceAccountName"],
-        "roleArn": ROLE,
+        "roleArn": "arn:aws:iam::123456789012:role/p",
     }
     (provider,) = found.every("pulumi:providers:aws").values()
     assert provider["region"] == "eu-west-1"

@@ -29,13 +29,14 @@ from infra.names import endpoint_stack
 CLAIM = "served"
 """A version is of one model, and a model has one endpoint, so no two claims meet."""
 
-_KIND = dict(zip(("apiVersion", "kind"), REFERENCE_GRANT, strict=True))
+_VERSION, _KIND = REFERENCE_GRANT
 
 
 def claim(environment: str, team: str, model: str, namespace: str) -> Manifest:
     """Says that the endpoint of this model may send requests to the version of this namespace."""
     return {
-        **_KIND,
+        "apiVersion": _VERSION,
+        "kind": _KIND,
         "metadata": {
             "name": CLAIM,
             "namespace": namespace,
@@ -48,7 +49,7 @@ def claim(environment: str, team: str, model: str, namespace: str) -> Manifest:
 
 def claim_path(namespace: str) -> str:
     """Where the API server has the claim of a version's namespace."""
-    return f"/apis/{_KIND['apiVersion']}/namespaces/{namespace}/referencegrants/{CLAIM}"
+    return f"/apis/{_VERSION}/namespaces/{namespace}/referencegrants/{CLAIM}"
 
 
 def deletion_policy(environment: str, namespace: str) -> list[Manifest]:
@@ -63,7 +64,7 @@ def deletion_policy(environment: str, namespace: str) -> list[Manifest]:
         "metadata": {"name": name, "labels": labels},
         "spec": {
             "failurePolicy": "Fail",
-            "paramKind": dict(_KIND),
+            "paramKind": {"apiVersion": _VERSION, "kind": _KIND},
             # A whole collection's deletion has no name.
             "matchConditions": [
                 {"name": "is-no-claim", "expression": f"!has(request.name) || request.name != '{CLAIM}'"}
