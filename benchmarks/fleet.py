@@ -10,7 +10,6 @@ LEPTON_FLEET: the larger environment's number of versions, 1,000 if not given.
 from __future__ import annotations
 
 import contextlib
-import os
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from pathlib import Path
 from rich.progress import Progress
 
 from benchmarks import results
-from benchmarks.fleet_project import FLEET, Fleet, Measured, Version
+from benchmarks.fleet_project import Fleet, Measured, Version, fleet_size, tell
 from benchmarks.processes import BenchmarkError, ended_gently
 from benchmarks.results import Cell, Figures, Goal, Result, Spread, Table
 from benchmarks.simulated_cluster import SimulatedCluster, simulated_cluster
@@ -34,7 +33,7 @@ SMALL, LARGE = "small", "large"
 def run(directory: Path, rounds: int, seconds: float, progress: Progress) -> Result:
     """What was measured is kept part by part, so that a run that is cut leaves the parts before."""
     del seconds
-    sizes = (SMALLER, int(os.environ.get("LEPTON_FLEET", FLEET)))
+    sizes = (SMALLER, fleet_size())
     if sizes[1] < sizes[0]:
         raise BenchmarkError(f"LEPTON_FLEET: given {sizes[1]}: the larger environment has at least {sizes[0]} versions")
     result = Result("fleet", {"versions": sizes[1], "of_the_smaller": sizes[0], "rounds": rounds})
@@ -190,9 +189,7 @@ class _Benchmark:
         self.result.goals.append(Goal(text, ratio, bound, at_least=False))
 
     def _say(self, what: str, measured: Measured) -> Measured:
-        """Says on the way what came of a command, as a run may take hours."""
-        self.progress.console.print(f"fleet: {what}: {measured}", highlight=False)
-        return measured
+        return tell(self.progress, f"fleet: {what}", measured)
 
     @contextlib.contextmanager
     def _bar(self, text: str, total: int) -> Iterator[Callable[[int | None], object]]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import yaml
+from rich.progress import Progress
 
 from benchmarks.processes import BenchmarkError
 from benchmarks.simulated_cluster import ROOT, SimulatedCluster
@@ -24,8 +25,7 @@ from model_packaging.stores import open_store
 from tests.cluster.gateway import CLASS
 from tests.plugins.kubernetes import with_plugin
 
-FLEET = 1000
-"""Versions of a large fleet, where LEPTON_FLEET doesn't say."""
+_FLEET = 1000
 TEAMS = 25
 VERSIONS_OF_A_MODEL = 4
 WEIGHTS = (90, 10, 0, 0)
@@ -74,6 +74,17 @@ class Version:
     @property
     def endpoint(self) -> str:
         return f"{self.team}/{self.environment}.{self.model}"
+
+
+def fleet_size() -> int:
+    """How many versions the larger fleet is to have, as LEPTON_FLEET says."""
+    return int(os.environ.get("LEPTON_FLEET", _FLEET))
+
+
+def tell(progress: Progress, what: str, measured: Measured) -> Measured:
+    """Says on the way what came of a command, as a run may take hours."""
+    progress.console.print(f"{what}: {measured}", highlight=False)
+    return measured
 
 
 class Fleet:

@@ -12,7 +12,6 @@ with each resource that it makes, which for 100 versions takes longer than makin
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 from rich.progress import Progress
 
 from benchmarks import results
-from benchmarks.fleet_project import FLEET, Fleet, Measured
+from benchmarks.fleet_project import Fleet, Measured, fleet_size, tell
 from benchmarks.processes import BenchmarkError, ended_gently
 from benchmarks.results import Cell, Figures, Result, Spread, Table
 from benchmarks.simulated_cluster import ROOT, simulated_cluster
@@ -47,7 +46,7 @@ given = json.loads(Path("given.json").read_text())
 shared = served.provider("cluster", given["platform"]["internals"]["connection"], None)
 served.provider = lambda *_: shared
 # It has none of a version's, and the engine is writing its state.
-served._own_outputs = dict
+served.own_outputs = dict
 for team, name, file in given["versions"]:
     document = yaml.load(Path(file).read_text(), Loader=yaml.CSafeLoader)["config"]["lepton:version"]
     settings = VersionSettings.model_validate(document | {{"environment": given["environment"]}})
@@ -58,7 +57,7 @@ for team, name, file in given["versions"]:
 def run(directory: Path, rounds: int, seconds: float, progress: Progress) -> Result:
     """What was measured is kept size by size, so that a run that is cut leaves the smaller."""
     del seconds
-    size = int(os.environ.get("LEPTON_FLEET", FLEET))
+    size = fleet_size()
     sizes = sorted({min(SMALLER, size), size})
     result = Result("one_stack", {"versions": size, "rounds": rounds})
     columns = ["", "created in s", "MiB at most", "state, MiB", "one changed, s", "MiB at most", "`lepton deploy`, s"]
@@ -160,6 +159,4 @@ def _row(one: OneStack, made: Measured, turns: list[Figures]) -> list[Cell]:
 
 
 def _say(progress: Progress, what: str, measured: Measured) -> Measured:
-    """Says on the way what came of a command, as a run takes hours."""
-    progress.console.print(f"one stack: {what}: {measured}", highlight=False)
-    return measured
+    return tell(progress, f"one stack: {what}", measured)
