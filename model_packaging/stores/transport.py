@@ -42,6 +42,8 @@ _LARGEST_TOKEN = 1 << 20
 _MOST_HOPS = 8
 _CONNECTIONS = 16
 _TEMPORARY = {408, 429, 500, 502, 503, 504}
+_ACTIONS = {"GET": "pull", "HEAD": "pull", "DELETE": "delete"}
+"""What a token must let its bearer do for a request, as token servers name it; else `push`."""
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 Body = bytes | VerifiedStream
@@ -111,7 +113,8 @@ class Transport:
         self._host = host
         self._plain = plain
         self._environ = environ
-        self._authorizations: dict[str, str] = {}
+        self._authorizations: dict[tuple[str, str], str] = {}
+        """By repository and what is let: threads that read must not take the token from those that write."""
         self._verify = _ca_file(environ)
         self._session = requests.Session()
         self._session.mount("https://", _Adapter())
@@ -221,9 +224,10 @@ class Transport:
     ) -> requests.Response:
         """One request, with what it takes to be let in and where it is sent on to."""
         challenged = False
+        right = repository, _ACTIONS.get(method, "push")
         for _ in range(_MOST_HOPS):
             own = _origin(url) == _origin(self.origin)
-            known = self._authorizations.get(repository) if own else None
+            known = self._authorizations.get(right) if own else None
             response = self._session.request(
                 method,
                 url,
@@ -238,7 +242,7 @@ class Transport:
                 challenged = True
                 challenge = response.headers.get("WWW-Authenticate", "")
                 response.close()
-                self._authorizations[repository] = self._authorize(challenge, repository)
+                self._authorizations[right] = self._authorize(challenge, repository)
             elif response.is_redirect and isinstance(body, bytes):
                 response.close()
                 url = self.resolve(url, response.headers["Location"])

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from io import BytesIO, RawIOBase
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -728,9 +729,48 @@ def test_a_token_that_has_run_out_is_had_anew(tmp_path: Path, folder: Path) -> N
     with TokenServer.serving(tmp_path / "registry") as tokens:
         store = tokens.registry.store("models")
         digest = build(folder, store)
-        store._transport._authorizations["models/tumour"] = f"Bearer {tokens.expired('models/tumour')}"
+        authorizations = store._transport._authorizations
+        for right in authorizations:
+            authorizations[right] = f"Bearer {tokens.expired('models/tumour')}"
 
         assert store.resolve("tumour", "1.0.0") == digest
+
+
+def test_a_token_to_read_does_not_take_the_place_of_one_to_write(environ_with_login: dict[str, str]) -> None:
+    """The upload of one part while another thread sees whether the registry has its own."""
+    content = b"content"
+    begun, has_read = threading.Event(), threading.Event()
+
+    def registry(request: Request) -> Reply:
+        url = urlsplit(request.path)
+        if url.path == "/token":
+            return Reply(200, body=json.dumps({"token": parse_qs(url.query)["scope"][0]}).encode())
+        needed = "pull" if request.method in ("GET", "HEAD") else "pull,push"
+        if not request.headers.get("Authorization", "").endswith(needed):
+            if needed == "pull":
+                # The answer to a reader that has no token yet comes when the upload has begun.
+                begun.wait(10)
+            realm = f"http://{request.headers['Host']}/token"
+            challenge = f'Bearer realm="{realm}",service="s",scope="repository:models/tumour:{needed}"'
+            return Reply(401, {"WWW-Authenticate": challenge})
+        if request.method == "POST":
+            begun.set()
+            has_read.wait(10)
+            return Reply(202, {"Location": "/upload"})
+        return Reply(201 if request.method == "PUT" else 404)
+
+    def read() -> None:
+        store.has_blob("tumour", digest_of(b"another"))
+        has_read.set()
+
+    with answering(registry) as script:
+        store = scripted(script, environ=environ_with_login)
+        reader = threading.Thread(target=read)
+        reader.start()
+        store._upload("tumour", BytesIO(content), len(content), digest_of(content))
+        reader.join()
+
+    assert [request.method for request in script.requests if request.path.startswith("/upload")] == ["PUT"]
 
 
 def test_a_token_is_refused_to_who_has_no_login(tmp_path: Path) -> None:
