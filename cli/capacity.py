@@ -54,12 +54,11 @@ def capacity(
         _show_environment(name, nodes, known, as_json=as_json)
         return
     from cli.rollout.options import target  # noqa: PLC0415
-    from rollout.planning.fitting import Rollout, strategy_fits  # noqa: PLC0415
-    from rollout.planning.plan import versions_of  # noqa: PLC0415
+    from rollout.planning.fitting import strategy_fits  # noqa: PLC0415
+    from rollout.planning.plan import rollout_to  # noqa: PLC0415
 
     wanted = target(stack, to or [])
-    versions = versions_of(context.project(), stack, wanted)
-    rollout = Rollout(stack.team, stack.endpoint.weights, wanted, versions, stack.endpoint.rollout)
+    rollout = rollout_to(context.project(), stack, wanted, stack.endpoint.rollout)
     fits = list(strategy_fits(rollout, nodes, known, seconds=seconds))
     if as_json:
         output.document({"endpoint": stack.address, "target": wanted, "strategies": [_fit(each) for each in fits]})

@@ -103,8 +103,8 @@ def make_plan(
         StrategyError: where the strategy can't do it.
         NotDeployedError, ObservationError: where the environment can't be looked at. Without metrics there is a plan.
     """
-    current = endpoint.endpoint.weights
-    versions = versions_of(project, endpoint, target)
+    rollout = rollout_to(project, endpoint, target, settings)
+    current, versions = endpoint.endpoint.weights, rollout.versions
     replicas = {version: its.replicas for version, its in versions.items()}
     resources = {version: its.resources for version, its in versions.items()}
     move = Move.between(current, target, replicas)
@@ -136,12 +136,8 @@ def make_plan(
         *cautions.rounded_limits(settings, bounds),
         *unjudged,
     ]
-    fits = strategy_fits(
-        Rollout(endpoint.team, current, target, versions, settings),
-        observer.inventory(),
-        demands(project, endpoint.settings.environment),
-        advise=False,
-    )
+    known = demands(project, endpoint.settings.environment)
+    fits = strategy_fits(rollout, observer.inventory(), known, advise=False)
     own = next(fits)
     others = fits if found.lacking or own.lacking else ()
     return Plan(
@@ -166,16 +162,20 @@ def demands(project: Project, environment: str) -> dict[str, Demand]:
     return {stack.address: demand_of(stack.team, stack.version) for stack in versions}
 
 
-def versions_of(project: Project, endpoint: StackConfig, target: Mapping[str, int]) -> dict[str, VersionSettings]:
-    """What the configs of the endpoint's versions and of the target's say.
+def rollout_to(
+    project: Project, endpoint: StackConfig, target: Mapping[str, int], settings: RolloutSettings
+) -> Rollout:
+    """A rollout from the endpoint's weights to the target's.
 
     Raises:
-        SettingsError: where one of them has no config, or one that can't be used.
+        SettingsError: where a version of either has no config, or one that can't be used.
     """
-    names = list(dict.fromkeys([*endpoint.endpoint.weights, *target]))
+    current = endpoint.endpoint.weights
+    names = list(dict.fromkeys([*current, *target]))
     variants = [{"version": version, "weight": 1} for version in names]
     project.require_versions(endpoint.with_document(endpoint.document() | {"variants": variants}))
-    return {version: project.version_of(endpoint, version).version for version in names}
+    versions = {version: project.version_of(endpoint, version).version for version in names}
+    return Rollout(endpoint.team, current, target, versions, settings)
 
 
 def expected_duration(

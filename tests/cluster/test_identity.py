@@ -19,7 +19,7 @@ from tests.cluster.control_plane import ControlPlane
 from tests.cluster.endpoint_world import MODEL, EndpointWorld
 from tests.cluster.gateway import GatewayClass
 from tests.cluster.kwok_nodes import KwokNodes
-from tests.cluster.test_platform_stack import PlatformSandbox
+from tests.cluster.sandbox import ClusterSandbox
 
 CALLS: list[Callable[[Api], object]] = [
     lambda api: api.get("/version"),
@@ -107,17 +107,16 @@ def test_nothing_is_observed_or_shifted_in_another_cluster(
 @pytest.fixture
 def sandbox(
     control_plane: ControlPlane, gateway_class: GatewayClass, kwok_nodes: KwokNodes
-) -> Iterator[PlatformSandbox]:
-    found = PlatformSandbox(control_plane, gateway_class)
+) -> Iterator[ClusterSandbox]:
+    found = ClusterSandbox(control_plane, gateway_class)
     try:
         yield found
     finally:
-        found.lepton("down", found.name)
         found.close()
 
 
 def test_a_platform_is_not_made_anew_where_the_current_context_leads(
-    sandbox: PlatformSandbox, control_plane: ControlPlane, other: ControlPlane
+    sandbox: ClusterSandbox, control_plane: ControlPlane, other: ControlPlane
 ) -> None:
     """Two contexts of one kubeconfig: what is current changes between two updates."""
     kubeconfig = sandbox.root / "kubeconfig"
@@ -149,7 +148,7 @@ def test_a_platform_is_not_made_anew_where_the_current_context_leads(
         assert there in said
         assert "Traceback" not in said
     assert sandbox.objects() == made
-    assert other.get("v1", "Namespace", sandbox.name) is None
+    assert other.get("v1", "Namespace", sandbox.home) is None
 
     lead("here")
     up = sandbox.up()
@@ -158,7 +157,7 @@ def test_a_platform_is_not_made_anew_where_the_current_context_leads(
 
 
 def test_a_platform_that_pulumi_was_told_to_forget_is_brought_up_anew(
-    sandbox: PlatformSandbox, other: ControlPlane
+    sandbox: ClusterSandbox, other: ControlPlane
 ) -> None:
     """By the words of the refusal. Another cluster is then taken for what it is, and what is there is taken over."""
     assert sandbox.up().status == 0

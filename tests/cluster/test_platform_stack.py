@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,83 +17,33 @@ from tests.certificates import make_certificates
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.gateway import CLASS, CONTROLLER, GatewayClass
 from tests.cluster.kwok_nodes import KwokNodes
-from tests.engine.sandbox import Outcome, Sandbox
-from tests.plugins.kubernetes import with_plugin
+from tests.cluster.sandbox import ClusterSandbox
 
 IMAGE = "registry.example.org/gpu/plugin@sha256:" + "0123456789abcdef" * 4
-MINE = "app.kubernetes.io/managed-by=lepton"
-KINDS = (
-    ("v1", "Namespace"),
-    ("v1", "ResourceQuota"),
-    ("scheduling.k8s.io/v1", "PriorityClass"),
-    ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicy"),
-    ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicyBinding"),
-    ("gateway.networking.k8s.io/v1", "Gateway"),
-    ("apps/v1", "DaemonSet"),
-)
-
-
-class PlatformSandbox(Sandbox):
-    """A project with one environment, in a cluster that it shares with others."""
-
-    def __init__(self, control_plane: ControlPlane, gateway_class: GatewayClass) -> None:
-        self.name = f"e{uuid.uuid4().hex[:8]}"
-        self.control_plane = control_plane
-        self.settings: dict[str, Any] = {
-            "existing": {"kubeconfig": str(control_plane.kubeconfig)},
-            "namespace": self.name,
-            "teams": {"diagnostics": {"quota": {"cpu": 8}, "default_limits": {"cpu": 1}}, "imaging": {}},
-            "gateway": {"class_name": CLASS, "port": gateway_class.port, "ready_timeout": "30s"},
-            "monitoring": {"kind": "external", "url": "http://prometheus.example.org:9090"},
-        }
-        super().__init__()
-
-    def write_platform(self, *, ports: str = "", **changes: Any) -> None:
-        document = {"environment": self.name, "mode": "cluster", "cluster": self.settings | changes}
-        self._write("platform", self.name, "platform", document)
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return with_plugin(super().environment)
-
-    def up(self) -> Outcome:
-        return self.lepton("up", self.name)
-
-    def outputs(self) -> dict[str, Any]:
-        return self.pulumi("stack", "output", "--json", "--stack", self.name, team=PLATFORM_PROJECT).json
-
-    def objects(self) -> list[str]:
-        """What of the environment is in the cluster."""
-        return [
-            f"{kind} {found['metadata']['name']}"
-            for api_version, kind in KINDS
-            for found in self.control_plane.list(api_version, kind, labels=MINE)
-            if self.name in found["metadata"]["name"] + found["metadata"].get("namespace", "")
-        ]
 
 
 @pytest.fixture
 def sandbox(
     control_plane: ControlPlane, gateway_class: GatewayClass, kwok_nodes: KwokNodes
-) -> Iterator[PlatformSandbox]:
-    found = PlatformSandbox(control_plane, gateway_class)
+) -> Iterator[ClusterSandbox]:
+    teams = {"diagnostics": {"quota": {"cpu": 8}, "default_limits": {"cpu": 1}}, "imaging": {}}
+    found = ClusterSandbox(control_plane, gateway_class, teams=teams)
     try:
         yield found
     finally:
-        found.lepton("down", found.name)
         found.close()
 
 
 def test_a_platform_comes_up_says_where_it_is_stays_as_it_is_and_goes_without_a_trace(
-    sandbox: PlatformSandbox,
+    sandbox: ClusterSandbox,
 ) -> None:
     namespace = team_namespace(sandbox.name, "diagnostics")
     up = sandbox.up()
     assert up.status == 0, up
     made = sandbox.objects()
-    assert f"Namespace {namespace}" in made
-    assert f"PriorityClass {sandbox.name}-serving-critical" in made
-    assert "Gateway lepton" in made
+    assert f"Namespace -/{namespace}" in made
+    assert f"PriorityClass -/{sandbox.home}-serving-critical" in made
+    assert f"Gateway {sandbox.home}/lepton" in made
 
     outputs = sandbox.outputs()
     assert outputs["mode"] == "cluster"
@@ -122,7 +71,7 @@ def test_a_platform_comes_up_says_where_it_is_stays_as_it_is_and_goes_without_a_
     assert sandbox.objects() == []
 
 
-def test_a_cluster_that_will_not_do_is_refused_before_anything_is_touched(sandbox: PlatformSandbox) -> None:
+def test_a_cluster_that_will_not_do_is_refused_before_anything_is_touched(sandbox: ClusterSandbox) -> None:
     sandbox.write_platform(gateway={"class_name": "istio"})
     said = "it has no GatewayClass of that name; there are: traefik"
     up = sandbox.up()
@@ -147,7 +96,7 @@ def test_a_guard_is_not_the_clusters_to_run() -> None:
 
 
 def test_a_gateway_without_its_certificate_is_told_until_it_is_there(
-    sandbox: PlatformSandbox, gateway_class: GatewayClass, tmp_path: Path
+    sandbox: ClusterSandbox, gateway_class: GatewayClass, tmp_path: Path
 ) -> None:
     gateway = {
         "class_name": CLASS,
@@ -158,12 +107,12 @@ def test_a_gateway_without_its_certificate_is_told_until_it_is_there(
     sandbox.write_platform(gateway=gateway | {"ready_timeout": "3s"})
     up = sandbox.up()
     assert up.status == 1, up
-    assert f"the Gateway {sandbox.name}/lepton was not ready within 3 s" in up.err
+    assert f"the Gateway {sandbox.home}/lepton was not ready within 3 s" in up.err
     assert "listener diagnostics: not ResolvedRefs" in up.err
     assert "Traceback" not in up.err
 
     made = make_certificates(tmp_path, "*.models.example.com")
-    sandbox.control_plane.apply(made.secret(sandbox.name, "wildcard"))
+    sandbox.control_plane.apply(made.secret(sandbox.home, "wildcard"))
     sandbox.write_platform(gateway=gateway | {"ready_timeout": "60s"})
     up = sandbox.up()
     assert up.status == 0, up
@@ -172,7 +121,7 @@ def test_a_gateway_without_its_certificate_is_told_until_it_is_there(
     assert outputs["internals"]["gateway"]["hostnames"]["imaging"] == "imaging.models.example.com"
 
 
-def test_what_gpus_need_runs_on_the_nodes_that_have_them(sandbox: PlatformSandbox, kwok_nodes: KwokNodes) -> None:
+def test_what_gpus_need_runs_on_the_nodes_that_have_them(sandbox: ClusterSandbox, kwok_nodes: KwokNodes) -> None:
     slices: dict[str, Any] = {"nvidia.com/gpu.shared": 8}
     node = kwok_nodes.add(f"{sandbox.name}-node", labels={"test-pool": sandbox.name}, **slices)
     sandbox.write_platform(
@@ -193,9 +142,11 @@ def test_what_gpus_need_runs_on_the_nodes_that_have_them(sandbox: PlatformSandbo
     outputs = sandbox.outputs()
     assert outputs["gpu_inventory"][f"L4-{sandbox.name}"] == 2
     assert outputs["internals"]["pools"][0]["gpu_resource"] == "nvidia.com/gpu.shared"
-    pods = sandbox.control_plane.list("v1", "Pod", f"{sandbox.name}-gpus")
+    pods = sandbox.control_plane.list("v1", "Pod", f"{sandbox.home}-gpus")
     assert {pod["spec"]["nodeName"] for pod in pods} == {node}
     assert len(pods) == 2
     again = sandbox.up()
     assert "nothing changed" in again.err, again
+    # Before its node goes: it would be a minute until anybody took its Pods for ended.
+    sandbox.must("down", sandbox.name)
     kwok_nodes.remove(node)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -12,15 +10,12 @@ from typing import Any
 import pytest
 
 from infra.cluster.names import version_namespace
-from model_packaging.stores import open_store
-from model_packaging.stores.copying import copy_version
 from tests.cluster.control_plane import ControlPlane
-from tests.cluster.gateway import CLASS, GatewayClass
+from tests.cluster.gateway import GatewayClass
 from tests.cluster.kwok_nodes import KwokNodes
 from tests.cluster.registry import RegistryServer
+from tests.cluster.sandbox import ClusterSandbox
 from tests.deadline import until
-from tests.engine.sandbox import TEAM, Outcome, Sandbox
-from tests.plugins.kubernetes import with_plugin
 from tests.plugins.kubernetes.api import ApiError
 
 MODEL = "tumour"
@@ -28,58 +23,32 @@ IMAGE = "registry.example.org/lepton@sha256:" + "0123456789abcdef" * 4
 H100 = "NVIDIA-H100-80GB-HBM3"
 
 
-class VersionSandbox(Sandbox):
-    """A project with one environment in a shared cluster, and its store in a registry."""
+class VersionSandbox(ClusterSandbox):
+    """Versions of one model, on simulated nodes."""
 
     def __init__(self, control_plane: ControlPlane, gateway_class: GatewayClass, registry: RegistryServer) -> None:
-        self.name = f"e{uuid.uuid4().hex[:8]}"
-        self.control_plane = control_plane
-        self.cluster: dict[str, Any] = {
-            "existing": {"kubeconfig": str(control_plane.kubeconfig)},
-            "namespace": self.name,
-            "teams": {TEAM: {"quota": {"gpus": {"nvidia.com/gpu": 100}}}},
-            "gateway": {"class_name": CLASS, "port": gateway_class.port},
-            "monitoring": {"kind": "external", "url": "http://prometheus.example.org:9090"},
-            "images": {"server": IMAGE, "puller": IMAGE},
-            "pools": [
-                {
-                    "name": "h100",
-                    "labels": {"nvidia.com/gpu.product": H100},
-                    "gpu_resource": "nvidia.com/gpu",
-                    "product": H100,
-                }
-            ],
-        }
-        self.location = f"{registry.store}/{self.name}"
-        super().__init__()
+        h100 = {"labels": {"nvidia.com/gpu.product": H100}, "gpu_resource": "nvidia.com/gpu", "product": H100}
+        images, pools = {"server": IMAGE, "puller": IMAGE}, [{"name": "h100", **h100}]
+        super().__init__(control_plane, gateway_class, store=registry.store, images=images, pools=pools)
+        self.set_team()
 
-    def write_platform(self, *, ports: str = "", **node: Any) -> None:
-        document = {"environment": self.name, "mode": "cluster", "store": self.location, "cluster": self.cluster}
-        self._write("platform", self.name, "platform", document)
+    def set_team(self, **settings: Any) -> None:
+        """What the platform has of the team, beside its quota."""
+        team = {"quota": {"gpus": {"nvidia.com/gpu": 100}}} | settings
+        self.write_platform(teams={self.team: team})
 
     def write(self, version: str, *, package: bool = True, **settings: Any) -> str:
         """A version of the model; returns its address."""
         if package:
             self.package(MODEL, version)
-            copy_version(self.store, open_store(self.location), MODEL, version)
         document = {"environment": self.name, "model": MODEL, "version": version, "ready_timeout": "60s"} | settings
-        return self._write(TEAM, f"{self.name}.{MODEL}-{version}", "version", document)
+        return self._write(self.team, f"{self.name}.{MODEL}-{version}", "version", document)
 
     def namespace(self, version: str) -> str:
-        return version_namespace(self.name, TEAM, MODEL, version)
-
-    def deploy(self, address: str) -> Outcome:
-        return self.lepton("deploy", address)
-
-    def outputs(self, address: str) -> dict[str, Any]:
-        return self.pulumi("stack", "output", "--json", "--stack", address.partition("/")[2]).json
+        return version_namespace(self.name, self.team, MODEL, version)
 
     def object(self, api_version: str, kind: str, version: str, name: str = "server") -> dict[str, Any] | None:
         return self.control_plane.get(api_version, kind, name, self.namespace(version))
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return with_plugin(super().environment)
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +66,11 @@ def sandbox(
     """With its platform up. Each test has versions of its own."""
     found = VersionSandbox(control_plane, gateway_class, registry)
     try:
-        up = found.lepton("up", found.name)
+        up = found.up()
         assert up.status == 0, up
         yield found
     finally:
-        down = found.lepton("down", found.name)
         found.close()
-        assert down.status == 0, down
 
 
 def test_a_version_comes_up_stays_as_it_is_moves_and_goes_without_a_trace(sandbox: VersionSandbox) -> None:
@@ -120,7 +87,7 @@ def test_a_version_comes_up_stays_as_it_is_moves_and_goes_without_a_trace(sandbo
         "grpc_port": 8081,
     }
     assert (outputs["desired_replicas"], outputs["ready_replicas"]) == (2, 2)
-    assert outputs["artifact_digest"] == open_store(sandbox.location).resolve(MODEL, "1.0.0")
+    assert outputs["artifact_digest"] == sandbox.artifact_store.resolve(MODEL, "1.0.0")
     namespace = sandbox.control_plane.get("v1", "Namespace", sandbox.namespace("1.0.0")) or {}
     assert namespace["metadata"]["labels"]["lepton/stage"] == "development"
 
@@ -208,7 +175,7 @@ def test_a_version_beyond_the_teams_quota_is_refused_before_anything_is_made(san
     address = sandbox.write("4.0.0", resources={"gpu": 101})
     refused = sandbox.deploy(address)
     assert refused.status == 1
-    assert f"team {TEAM} may have requests.nvidia.com/gpu 100" in refused.err, refused
+    assert f"team {sandbox.team} may have requests.nvidia.com/gpu 100" in refused.err, refused
     assert sandbox.control_plane.get("v1", "Namespace", sandbox.namespace("4.0.0")) is None
 
 
@@ -234,10 +201,9 @@ def test_a_version_is_immutable(sandbox: VersionSandbox) -> None:
     address = sandbox.write("6.0.0")
     assert sandbox.deploy(address).status == 0
     first = sandbox.outputs(address)["artifact_digest"]
-    store = open_store(sandbox.location)
+    store = sandbox.artifact_store
     store.delete(MODEL, "6.0.0")
     (sandbox.root / "models" / MODEL / "6.0.0" / "more.bin").write_bytes(b"other")
-    shutil.rmtree(sandbox.store.path)
     sandbox.write("6.0.0")
     refused = sandbox.deploy(address)
     assert refused.status == 1
@@ -291,16 +257,16 @@ def test_a_team_that_gets_another_queue_has_its_versions_go_there(sandbox: Versi
     cluster.apply(_kueues("ClusterQueue", "Cluster", {"x-kubernetes-preserve-unknown-fields": True}))
     queues = [{"apiVersion": group, "kind": "ClusterQueue", "metadata": {"name": name}} for name in ("gpus", "more")]
     until(lambda: _applied(cluster, *queues), 30, what="Kueue's kinds being served")
-    share, address = sandbox.cluster["teams"][TEAM], ""
+    sandbox.write_platform(features=["kueue"])
+    address = ""
     for name in ("gpus", "more"):
-        sandbox.cluster |= {"features": ["kueue"], "teams": {TEAM: share | {"queue": name}}}
-        sandbox.write_platform()
+        sandbox.set_team(queue=name)
         up = sandbox.pulumi("up", "--yes", "--skip-preview", "--stack", sandbox.name, team="lepton")
         assert up.status == 0, up
         address = address or sandbox.write("8.0.0")
         deployed = sandbox.deploy(address)
         assert deployed.status == 0, deployed
-        queue = sandbox.object(group, "LocalQueue", "8.0.0", TEAM) or {}
+        queue = sandbox.object(group, "LocalQueue", "8.0.0", sandbox.team) or {}
         assert queue["spec"]["clusterQueue"] == name
     deployment = sandbox.object("apps/v1", "Deployment", "8.0.0") or {}
     assert deployment["metadata"]["generation"] == 1, "Kueue refuses it another queue's name while it serves"

@@ -20,7 +20,7 @@ from infra.cluster.names import SERVER
 from model_packaging.artifact import Artifact
 from tests.cluster.images import USER
 from tests.deadline import until
-from tests.engine.cluster_sandbox import Cluster, ClusterSandbox
+from tests.engine.cluster_sandbox import Cluster, ServingSandbox
 from tests.engine.load import Load, infer_url
 from tests.engine.sandbox import REPOSITORY, Outcome
 
@@ -36,7 +36,7 @@ ROLLOUT: dict[str, Any] = {
 """The harm to be seen is so great that a few requests are enough to pass."""
 
 
-class Example(ClusterSandbox):
+class Example(ServingSandbox):
     """The example model's two versions on MLServer, and a third on the stand-in server, which fails every eleventh
     request: the ten samples that it has to answer before it gets any weight show nothing.
 
@@ -47,7 +47,7 @@ class Example(ClusterSandbox):
         super().__init__(cluster)
         self.endpoint = f"{self.team}/{self.name}.{MODEL}"
         built = self.run(
-            sys.executable, str(REPOSITORY / "examples/tumour/build.py"), "--store", self.registry.store, "--work",
+            sys.executable, str(REPOSITORY / "examples/tumour/build.py"), "--store", self.location, "--work",
             str(self.root / "example"), folder=REPOSITORY,
         )  # fmt: skip
         assert built.status == 0, built

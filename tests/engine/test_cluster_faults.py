@@ -23,7 +23,7 @@ from tests.cluster.control_plane import ControlPlane
 from tests.cluster.gateway import GatewayClass
 from tests.cluster.kwok_nodes import NEVER_READY, KwokNodes
 from tests.deadline import until
-from tests.engine.cluster_sandbox import Cluster, ClusterSandbox
+from tests.engine.cluster_sandbox import Cluster, ServingSandbox
 from tests.engine.load import Load, infer_url
 from tests.engine.sandbox import Outcome
 from tests.plugins.kubernetes.api import ApiError
@@ -37,7 +37,7 @@ READY_TIMEOUT, BOUNDED_SECONDS = "5s", 150
 """In which a deploy that can't succeed fails, where it is given so long to be ready."""
 
 
-class Faulty(ClusterSandbox):
+class Faulty(ServingSandbox):
     """Two teams; an endpoint between two versions that really serve; and simulated nodes of its own."""
 
     def __init__(self, cluster: Cluster) -> None:
@@ -46,7 +46,7 @@ class Faulty(ClusterSandbox):
         self.others = f"others-{self.unique}"
         self.add_team(self.others)
         pools = [
-            *self._settings["pools"],
+            *self.settings["pools"],
             {"name": "spare", "labels": self.labels("spare")},
             {"name": "gpus", "labels": self.labels("gpus"), "gpu_resource": "nvidia.com/gpu"},
         ]
@@ -199,7 +199,7 @@ def test_an_api_server_that_goes_during_a_deploy_fails_it_in_time_and_the_next_o
     nodes.start()
     nodes.add("simulated", labels={POOL_LABEL: "simulated"})
     nowhere = "http://127.0.0.1:9"
-    project = ClusterSandbox(
+    project = ServingSandbox(
         Cluster(own_control_plane, gateway, nowhere, None),
         pools=[{"name": "real", "labels": {POOL_LABEL: "simulated"}}],
     )
@@ -226,7 +226,7 @@ def test_an_api_server_that_goes_during_a_deploy_fails_it_in_time_and_the_next_o
 
 
 @contextmanager
-def _refusing(project: ClusterSandbox, folder: Path, reason: str) -> Iterator[None]:
+def _refusing(project: ServingSandbox, folder: Path, reason: str) -> Iterator[None]:
     """A validating webhook that refuses every Deployment of the project's environment."""
 
     class Refusal(BaseHTTPRequestHandler):
@@ -289,7 +289,7 @@ def _webhook(name: str, port: int, authority: bytes, environment: str) -> dict[s
     }
 
 
-def _is_refused(project: ClusterSandbox, namespace: str) -> bool:
+def _is_refused(project: ServingSandbox, namespace: str) -> bool:
     """Whether a Deployment in this namespace would be."""
     labels = {"app": "probe"}
     container = {"name": "probe", "image": "docker.io/lepton-tests/probe"}

@@ -30,7 +30,7 @@ from tests.cluster.node_services import lacking as lacking_services
 from tests.cluster.real_node import RealNode
 from tests.cluster.real_node_needs import lacking
 from tests.deadline import until
-from tests.engine.cluster_sandbox import Cluster, ClusterSandbox
+from tests.engine.cluster_sandbox import Cluster, ServingSandbox
 
 MODEL, VERSION, REPLICAS = "tumour", "1.0.0", 2
 STORAGE = "1Gi"
@@ -40,7 +40,7 @@ NOBODY_HAS_IT = f"{images.PREFIX}/alertmanager@sha256:{'0' * 64}"
 _SECONDS = 60
 
 
-class Monitored(ClusterSandbox):
+class Monitored(ServingSandbox):
     """A platform that brings its own Prometheus, and one version.
 
     Alertmanager waits for a secret that nobody makes.
@@ -62,7 +62,6 @@ class Monitored(ClusterSandbox):
                 "alert_receivers": [{"name": "on-call"}],
             },
         )
-        self.home: str = self._settings["namespace"]
         self.volume = f"volume-{self.unique}"
         self._make_volume(cluster.node)
         self.write_version(MODEL, VERSION, replicas=REPLICAS)

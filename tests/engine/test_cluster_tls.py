@@ -10,13 +10,13 @@ import pytest
 
 from tests.certificates import Certificates, make_certificates
 from tests.cluster.gateway import CLASS
-from tests.engine.cluster_sandbox import Cluster, ClusterSandbox
+from tests.engine.cluster_sandbox import Cluster, ServingSandbox
 
 MODEL, VERSION = "tumour", "1.0.0"
 DOMAIN = "models.example.com"
 
 
-class _Trusting(ClusterSandbox):
+class _Trusting(ServingSandbox):
     """Its user trusts the authority of the Gateway's certificate."""
 
     certificates: Certificates
@@ -47,7 +47,7 @@ def project(cluster: Cluster, tmp_path: Path) -> Iterator[_Trusting]:
 
 def test_an_endpoint_has_its_teams_name_and_its_split_is_seen_through_tls(project: _Trusting) -> None:
     project.up()
-    project.control_plane.apply(project.certificates.secret(f"lepton-{project.unique}", "wildcard"))
+    project.control_plane.apply(project.certificates.secret(project.home, "wildcard"))
 
     project.write_version(MODEL, VERSION)
     endpoint = project.write_endpoint(MODEL, {VERSION: 1})
