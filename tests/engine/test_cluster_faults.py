@@ -35,6 +35,8 @@ NEVER_READY_IMAGE = f"docker.io/lepton-tests/{NEVER_READY}@sha256:{'0' * 64}"
 WEBHOOKS = "admissionregistration.k8s.io/v1", "ValidatingWebhookConfiguration"
 READY_TIMEOUT, BOUNDED_SECONDS = "5s", 150
 """In which a deploy that can't succeed fails, where it is given so long to be ready."""
+RETURN_TIMEOUT = "180s"
+"""After an API server was away, its clients look again within a minute: controllers, scheduler and nodes."""
 
 
 class Faulty(ServingSandbox):
@@ -217,7 +219,7 @@ def test_an_api_server_that_goes_during_a_deploy_fails_it_in_time_and_the_next_o
         assert own_control_plane.url in outcome.err
 
         own_control_plane.start_api_server()
-        project.write_version("cut", OLD)
+        project.write_version("cut", OLD, ready_timeout=RETURN_TIMEOUT)
         project.must("deploy", version)
         assert project.locks("cut") == []
     finally:
