@@ -33,6 +33,11 @@ def pytest_report_header() -> str:
     return f"cluster tests: host processes, as {reason}" if reason else "cluster tests: real pods on a kubelet"
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes name no test: compressed ones hold the second of their making, and all workers must find the same names."""
+    return argname if isinstance(val, bytes) else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tests = Counter(item.path for item in items)
 
