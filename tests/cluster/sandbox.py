@@ -69,7 +69,7 @@ class ClusterSandbox(Sandbox):
         return with_plugin(super().environment)
 
     def up(self) -> Outcome:
-        return self.lepton("up", self.name, "--requests", "0")
+        return self.must("up", self.name, "--requests", "0")
 
     def deploy(self, address: str) -> Outcome:
         return self.lepton("deploy", address)

@@ -138,7 +138,7 @@ def test_a_platform_is_not_made_anew_where_the_current_context_leads(
 
     lead("there")
     preview = sandbox.pulumi("preview", "--stack", sandbox.name, team=PLATFORM_PROJECT)
-    up = sandbox.up()
+    up = sandbox.lepton("up", sandbox.name)
     here, there = (Api(connection(each)).identity() for each in (control_plane, other))
     for refused in (preview, up):
         assert refused.status != 0, refused
@@ -169,7 +169,7 @@ def test_a_platform_that_pulumi_was_told_to_forget_is_brought_up_anew(
 
     here = sandbox.settings["existing"]
     sandbox.write_platform(existing={"kubeconfig": str(other.kubeconfig)})
-    up = sandbox.up()
+    up = sandbox.lepton("up", sandbox.name)
     assert up.status != 0
     assert "the cluster can't serve this environment" in up.err, up
     assert "leads to another cluster" not in up.err

@@ -74,7 +74,7 @@ def test_a_platform_comes_up_says_where_it_is_stays_as_it_is_and_goes_without_a_
 def test_a_cluster_that_will_not_do_is_refused_before_anything_is_touched(sandbox: ClusterSandbox) -> None:
     sandbox.write_platform(gateway={"class_name": "istio"})
     said = "it has no GatewayClass of that name; there are: traefik"
-    up = sandbox.up()
+    up = sandbox.lepton("up", sandbox.name)
     assert up.status == 1, up
     assert said in up.err
     assert "Traceback" not in up.err
@@ -105,7 +105,7 @@ def test_a_gateway_without_its_certificate_is_told_until_it_is_there(
         "tls": {"secret": "wildcard"},
     }
     sandbox.write_platform(gateway=gateway | {"ready_timeout": "3s"})
-    up = sandbox.up()
+    up = sandbox.lepton("up", sandbox.name)
     assert up.status == 1, up
     assert f"the Gateway {sandbox.home}/lepton was not ready within 3 s" in up.err
     assert "listener diagnostics: not ResolvedRefs" in up.err
